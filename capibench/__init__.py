@@ -1,0 +1,6 @@
+"""CapiBench measures whole RAG/LLM serving stacks: index, cache, batching and quantization composed.
+
+Importing this package imports nothing heavy.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Batching: strategies that decide, and the batcher that acts."""

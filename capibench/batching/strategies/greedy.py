@@ -1,0 +1,26 @@
+"""Never wait: the reference that every cleverer strategy has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capibench.batching.strategy import Dispatch, QueueView, WaitUntil
+
+
+@dataclass
+class Greedy:
+    """Whatever waits leaves as soon as a worker is idle, at most `max_batch_size` at once.
+
+    Batches grow by themselves under load, because requests gather while the workers are busy; at
+    light load nobody waits for company. With `max_batch_size` 1 it is the baseline, no batching.
+    """
+
+    max_batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size < 1:
+            raise ValueError(f"max_batch_size: got {self.max_batch_size}; expected at least 1")
+
+    def decide(self, view: QueueView) -> Dispatch | WaitUntil:
+        reason = "full" if len(view.items) >= self.max_batch_size else "idle_worker"
+        return Dispatch(view.items.first(self.max_batch_size), view.idle_worker(), reason)

@@ -1,0 +1,1 @@
+"""Caching: eviction policies that decide, tiers that act."""

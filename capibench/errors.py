@@ -1,0 +1,63 @@
+"""Every error a user of CapiBench can meet, drawn as the tree that it is.
+
+    CapiBenchError
+    ├── ConfigError (ValueError)        a configuration value is wrong; nothing was started
+    │   └── ImpossibleCombination       every value is right, together they cannot run
+    ├── DataError (ValueError)          a file the user named is malformed
+    ├── MissingExtra (ImportError)      an optional package is not installed
+    ├── RequestFailed                   one request ended without an answer; the run goes on
+    │   ├── QueueFull                   refused on arrival: the bounded queue had no room
+    │   └── DeadlinePassed              its deadline passed before it could be served
+    └── RunFailed                       a run ended without a result
+
+Standard library only: the command line imports this before anything heavy.
+"""
+
+from __future__ import annotations
+
+
+class CapiBenchError(Exception):
+    """Root of the tree; catching it catches everything CapiBench raises on purpose."""
+
+
+class ConfigError(CapiBenchError, ValueError):
+    """A configuration value is wrong. The message is one line: key, value, what would be right."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}" if key else problem)
+        self.key = key
+        self.problem = problem
+
+
+class ImpossibleCombination(ConfigError):
+    """Each choice is valid, but together they cannot run; a study records the cell as skipped."""
+
+
+class DataError(CapiBenchError, ValueError):
+    """A file that the user named is malformed; the message names file, line and field."""
+
+
+class MissingExtra(CapiBenchError, ImportError):
+    """An optional package is missing; the message gives the pip command."""
+
+    def __init__(self, package: str, extra: str, needed_for: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package {package!r}, which is not installed: "
+            f"pip install 'capibench[{extra}]'"
+        )
+
+
+class RequestFailed(CapiBenchError):
+    """One request ended without an answer; its row records why."""
+
+
+class QueueFull(RequestFailed):
+    """Refused on arrival because the bounded queue had no room (back-pressure)."""
+
+
+class DeadlinePassed(RequestFailed):
+    """The deadline passed while the request was still waiting; its slot was freed."""
+
+
+class RunFailed(CapiBenchError):
+    """A run ended without a result; run.json beside its rows says why."""

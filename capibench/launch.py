@@ -1,0 +1,186 @@
+"""One run, each in a process of its own: clean memory figures, and a crash kills one cell only.
+
+The launching process stays light. It writes `spec.json`, starts the two processes of the run
+(prepare: make the artifacts that are missing; measure: load, warm up, measure, write), and then
+tells the tracker. Files first, tracker second: whatever fails, the rows are on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from capibench.records import RunStatus
+
+CONFIG_ERROR_EXIT = 2
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What the processes of a run need to know; `spec.json` in its directory."""
+
+    config: dict[str, Any]  # resolved
+    choices: dict[str, str]  # group → chosen option
+    overrides: list[str]
+    study: str | None
+    position: int | None  # in the order in which the study ran its cells
+    home: str  # where artifacts are kept
+
+    @staticmethod
+    def read(run_dir: Path) -> RunSpec:
+        return RunSpec(**json.loads((run_dir / "spec.json").read_text(encoding="utf-8")))
+
+    def write(self, run_dir: Path) -> None:
+        write_json(run_dir / "spec.json", asdict(self))
+
+
+def home() -> Path:
+    """Where everything CapiBench writes is kept: $CAPIBENCH_HOME, or `outputs` here."""
+    return Path(os.environ.get("CAPIBENCH_HOME", "outputs")).resolve()
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write atomically: a reader sees the old file or the new one, never half of one."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+    partial.replace(path)
+
+
+def utc_now() -> str:
+    """Wall time for the record only; durations come from the run's clock."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def launch(spec: RunSpec, run_dir: Path) -> tuple[dict[str, Any], int]:
+    """Run `spec` in processes of its own.
+
+    Returns:
+        its `run.json`, whatever happened, and the exit status of the process that ended it:
+        `CONFIG_ERROR_EXIT` when the configuration was refused before any work.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    spec.write(run_dir)
+    started_at = utc_now()
+    code = 0
+    try:
+        for step in ("prepare", "measure"):
+            code = _run_step(step, spec, run_dir)
+            if code != 0 or (run_dir / "run.json").is_file():
+                break
+    except KeyboardInterrupt:
+        _record_death(spec, run_dir, started_at, -signal.SIGINT)
+        raise
+    document = run_dir / "run.json"
+    if not document.is_file():
+        _record_death(spec, run_dir, started_at, code)
+    outcome = json.loads(document.read_text(encoding="utf-8"))
+    if code != CONFIG_ERROR_EXIT:
+        _track(spec, run_dir, outcome)
+    return outcome, code
+
+
+def _run_step(step: str, spec: RunSpec, run_dir: Path) -> int:
+    threads = str(spec.config["time"].get("num_threads", 1))
+    environment = dict(os.environ)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        environment[name] = threads
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    command = [sys.executable, "-m", "capibench.runner", step, str(run_dir)]
+    # Standard output belongs to the launcher's one JSON line.
+    with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+
+
+def _record_death(spec: RunSpec, run_dir: Path, started_at: str, code: int) -> None:
+    """The process died without a word: keep its finished rows, say what is known."""
+    from capibench.journal import recover
+
+    num_rows = recover(run_dir)
+    reason = f"exit status {code}"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            reason = f"killed by {signal.Signals(-code).name}"
+    write_json(
+        run_dir / "run.json",
+        run_document(
+            spec,
+            run_dir,
+            status=RunStatus.CRASHED,
+            reason=f"the run's process ended early ({reason}); {num_rows} finished rows were kept",
+            started_at=started_at,
+        ),
+    )
+
+
+def run_document(
+    spec: RunSpec,
+    run_dir: Path,
+    *,
+    status: RunStatus,
+    reason: str | None,
+    started_at: str,
+    measured: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`run.json`: a run without a result has the same shape, with nothing measured in it."""
+    return {
+        "schema_version": 1,
+        "run_id": run_dir.name,
+        "name": spec.config["name"],
+        "study": spec.study,
+        "cell": {
+            "overrides": spec.overrides,
+            "choices": spec.choices,
+            "repeat": spec.config["repeat"],
+            "position": spec.position,
+        },
+        "status": str(status),
+        "reason": reason,
+        "started_at": started_at,
+        "ended_at": utc_now(),
+        "config": spec.config,
+        **{
+            "time": spec.choices.get("time", "real"),
+            "modeled": None,
+            "environment": {},
+            "hashes": {},
+            "facts": {},
+            "components": {},
+            "metrics": {},
+            "validity": {"latency_valid": False, "saturated": False, "reasons": []},
+            **(measured or {}),
+        },
+    }
+
+
+def _track(spec: RunSpec, run_dir: Path, document: dict[str, Any]) -> None:
+    """Tell the tracker, and record in `run.json` whether it heard."""
+    from capibench.config import build
+
+    tracking: dict[str, str] = {"status": "logged"}
+    try:
+        tracker = build(spec.config["tracking"], "tracking", spec.config["plugins"])
+        tracker.log_run(run_dir, default_uri=default_tracking_uri(Path(spec.home)))
+    except Exception as error:  # noqa: BLE001 - a tracker that fails must lose nothing and stop nothing
+        tracking = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        sys.stderr.write(f"tracking failed (the run's files are kept): {tracking['reason']}\n")
+    document["tracking"] = tracking
+    write_json(run_dir / "run.json", document)
+
+
+def default_tracking_uri(root: Path) -> str:
+    """A SQLite file beside the runs, absolute: MLflow's own default follows the working folder."""
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"

@@ -1,0 +1,360 @@
+"""The one typed table of metrics; MLflow names, report headings and directions come from it.
+
+Formulas look at the raw measured rows (percentiles are never averaged) or read a fact that a run
+recorded while setting up. A value that cannot be known is None with the reason, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from capibench.measure import formulas
+from capibench.measure.measured import Measured
+from capibench.measure.stats import Estimate
+from capibench.records import STAGES
+
+Formula = Callable[[Measured], Estimate | None]
+Better = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What is measured, in which unit, which direction is better, and from what."""
+
+    name: str
+    unit: str
+    better: Better
+    meaning: str
+    formula: Formula
+    needs: tuple[str, ...]  # names of `formulas.NEEDS`; without one of them the value is None
+    headline: bool = False
+
+
+def _latency(
+    prefix: str, what: str, samples: formulas.Samples, needs: tuple[str, ...], headline: bool
+) -> list[Metric]:
+    quantiles = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    if prefix == "latency.e2e":
+        quantiles["p99_9"] = 0.999
+    return [
+        Metric(
+            f"{prefix}.{label}_ms",
+            "ms",
+            "lower",
+            f"{what}: {quantile:.1%} of the successful requests took at most this long.".replace(
+                ".0%", "%"
+            ),
+            partial(formulas.percentile_ms, samples=samples, quantile=quantile),
+            needs,
+            headline and label in ("p50", "p95", "p99"),
+        )
+        for label, quantile in quantiles.items()
+    ]
+
+
+def _cache(cache: str, what: str) -> list[Metric]:
+    need = (f"lookups.{cache}",)
+    return [
+        Metric(
+            f"cache.{cache}.hit_rate",
+            "share",
+            "higher",
+            f"Share of the look-ups of {what} that found it, of those that consulted the cache.",
+            partial(formulas.hit_rate, cache=cache, tiers=("l1", "l2")),
+            need,
+            cache == "result",
+        ),
+        *(
+            Metric(
+                f"cache.{cache}.{tier}_hit_rate",
+                "share",
+                "neither",
+                f"Share of those look-ups that found {what} in the {where}.",
+                partial(formulas.hit_rate, cache=cache, tiers=(tier,)),
+                need,
+            )
+            for tier, where in (("l1", "first tier (memory)"), ("l2", "second tier (disk)"))
+        ),
+    ]
+
+
+def _fact(
+    name: str,
+    unit: str,
+    better: Better,
+    meaning: str,
+    *,
+    headline: bool = False,
+    needs: tuple[str, ...] = (),
+) -> Metric:
+    return Metric(
+        name, unit, better, meaning, partial(formulas.fact, name=name), (*needs, name), headline
+    )
+
+
+def _setup(part: str, meaning: str) -> Metric:
+    return _fact(f"setup.{part}_s", "s", "lower", meaning)
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "success_rate",
+        "share",
+        "higher",
+        "Share of the measured requests that were answered; the others failed, were refused or "
+        "timed out.",
+        formulas.success_rate,
+        ("rows",),
+        headline=True,
+    ),
+    Metric(
+        "goodput_per_s",
+        "1/s",
+        "higher",
+        "Offered rate times the share of requests answered within their objectives (latency by "
+        "priority, first token, deadline).",
+        formulas.goodput,
+        ("rows", "window"),
+        headline=True,
+    ),
+    *_latency(
+        "latency.e2e",
+        "From the scheduled arrival to the whole answer",
+        formulas.e2e,
+        ("successful",),
+        headline=True,
+    ),
+    Metric(
+        "latency.e2e.mean_ms",
+        "ms",
+        "lower",
+        "Mean time from the scheduled arrival to the whole answer, successful requests.",
+        formulas.mean_latency_ms,
+        ("successful",),
+    ),
+    *_latency(
+        "ttft",
+        "From the scheduled arrival to the first generated token",
+        formulas.ttft,
+        ("tokens",),
+        headline=False,
+    ),
+    *_latency(
+        "tpot",
+        "Time per generated token after the first",
+        formulas.tpot,
+        ("several_tokens",),
+        headline=False,
+    ),
+    *(
+        metric
+        for stage in STAGES
+        for metric in _latency(
+            f"latency.stage.{stage}",
+            f"Time in the stage {stage}, of the requests that entered it",
+            partial(formulas.stage, name=stage),
+            ("successful", f"stage.{stage}"),
+            headline=False,
+        )
+    ),
+    Metric(
+        "stages.sum_ok_share",
+        "share",
+        "higher",
+        "Share of the successful requests whose stage times add up to the end-to-end time within "
+        "2 % or 0.1 ms.",
+        formulas.stage_sum_ok,
+        ("successful",),
+    ),
+    Metric(
+        "throughput.requests_per_s",
+        "1/s",
+        "higher",
+        "Requests completed inside the window, per second; the drain after it does not count.",
+        formulas.completed_rate,
+        ("rows", "window"),
+        headline=True,
+    ),
+    Metric(
+        "throughput.output_tokens_per_s",
+        "tokens/s",
+        "higher",
+        "Tokens generated for requests that completed inside the window, per second; answers from "
+        "a cache generate none.",
+        formulas.token_rate,
+        ("rows", "window"),
+    ),
+    Metric(
+        "rate.offered_per_s",
+        "1/s",
+        "neither",
+        "Requests that were scheduled inside the window, per second.",
+        formulas.offered_rate,
+        ("rows", "window"),
+    ),
+    Metric(
+        "rate.achieved_per_s",
+        "1/s",
+        "neither",
+        "Requests that were sent inside the window, per second.",
+        formulas.achieved_rate,
+        ("rows", "window"),
+    ),
+    Metric(
+        "rate.successful_per_s",
+        "1/s",
+        "higher",
+        "Offered rate times the share of requests that were answered, however late.",
+        formulas.successful_rate,
+        ("rows", "window"),
+    ),
+    *(
+        Metric(
+            f"sender.lateness_{label}_ms",
+            "ms",
+            "lower",
+            f"How late requests left the load generator against their schedule ({label}).",
+            partial(formulas.lateness_ms, quantile=quantile),
+            ("rows",),
+        )
+        for label, quantile in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    ),
+    Metric(
+        "backlog.growth_per_request",
+        "requests",
+        "lower",
+        "Slope of the number of unfinished requests against the arrivals: the share of the load "
+        "that the stack cannot keep up with.",
+        formulas.backlog_growth,
+        ("rows",),
+    ),
+    *_cache("result", "a whole answer"),
+    *_cache("embedding", "a question's vector"),
+    *_cache("output", "the output for a rendered prompt"),
+    Metric(
+        "batch.mean_size",
+        "requests",
+        "neither",
+        "Mean number of requests in a generation batch; it describes and does not rank.",
+        formulas.batch_size,
+        ("batches",),
+    ),
+    Metric(
+        "batch.queue_p95_ms",
+        "ms",
+        "lower",
+        "95 % of the generated requests waited at most this long for their batch.",
+        formulas.batch_queue_ms,
+        ("batches",),
+    ),
+    _fact(
+        "quality.recall_at_k",
+        "share",
+        "higher",
+        "Share of the exact k nearest passages that the index returns, on held-out questions.",
+        headline=True,
+        needs=("not_modeled",),
+    ),
+    Metric(
+        "quality.hit_at_k",
+        "share",
+        "higher",
+        "Share of the answered requests that were given a right passage.",
+        formulas.hit_at_k,
+        ("not_modeled", "retrieved"),
+    ),
+    _fact(
+        "quality.bm25_hit_at_k",
+        "share",
+        "neither",
+        "How often plain BM25 finds a right passage: says how hard the questions are.",
+    ),
+    Metric(
+        "quality.answer_f1",
+        "share",
+        "higher",
+        "Token F1 of the answers against the reference answers, mean over answered requests.",
+        partial(formulas.answer_score, score="token_f1"),
+        ("not_modeled", "answers"),
+        headline=True,
+    ),
+    Metric(
+        "quality.answer_em",
+        "share",
+        "higher",
+        "Share of the answers that equal a reference answer after normalisation.",
+        partial(formulas.answer_score, score="exact_match"),
+        ("not_modeled", "answers"),
+    ),
+    _fact(
+        "quality.perplexity",
+        "1",
+        "lower",
+        "Perplexity of the served model on held-out text.",
+        headline=True,
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "quality.perplexity_ratio",
+        "ratio",
+        "lower",
+        "Perplexity of the served model over that of the unquantized one, same tokens.",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "quality.top1_agreement",
+        "share",
+        "higher",
+        "Share of held-out tokens for which served and unquantized model predict the same token.",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "model.bytes",
+        "bytes",
+        "lower",
+        "Bytes of the served model's weights in memory, scales and zero points included.",
+    ),
+    Metric(
+        "model.compression_ratio",
+        "ratio",
+        "higher",
+        "Bytes of the unquantized weights over bytes of the served ones.",
+        formulas.compression_ratio,
+        ("model.bytes", "model.baseline_bytes"),
+        headline=True,
+    ),
+    _fact("model.disk_bytes", "bytes", "lower", "Bytes of the quantized weights on disk."),
+    _fact("index.bytes", "bytes", "lower", "Bytes of the index, vectors included."),
+    _fact("index.effort", "1", "neither", "The query effort used (nprobe, efSearch)."),
+    _fact(
+        "memory.resident_bytes", "bytes", "lower", "Resident memory of the process after the load."
+    ),
+    _fact(
+        "memory.peak_bytes",
+        "bytes",
+        "lower",
+        "Highest resident memory of the process under load.",
+        headline=True,
+    ),
+    _setup("corpus", "Seconds to harvest the corpus (paid once, then kept)."),
+    _setup("embedder_load", "Seconds to load the embedder."),
+    _setup("embed_corpus", "Seconds to embed the corpus (paid once, then kept)."),
+    _setup("index_build", "Seconds to build the index (paid once, then kept)."),
+    _setup("index_load", "Seconds to load the index."),
+    _setup("model_load", "Seconds to load the model."),
+    _setup("quantize", "Seconds to quantize the model (paid once, then kept)."),
+    _setup("quantized_load", "Seconds to load the quantized weights."),
+    _setup("engine_start", "Seconds until the engine was ready."),
+    _fact(
+        "noise.drift",
+        "ratio",
+        "neither",
+        "Change of the machine's speed during the run: calibration kernel after over before, "
+        "minus 1.",
+    ),
+)
+
+BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}

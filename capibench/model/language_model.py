@@ -1,0 +1,32 @@
+"""A loaded language model and what a run must record about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """Weights in memory, their tokenizer and their identity."""
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str  # hash of weights and precision; part of artifact and cache keys
+    dtype: str  # "bfloat16" or "float32": what matrix products run in
+    meaningful: bool  # False for random weights: no quality metric is computed from them
+
+
+class ModelSource(Protocol):
+    """Built from yaml without doing anything; `load()` reads or makes the weights."""
+
+    meaningful: bool  # False for random weights (class attribute)
+
+    def source_key(self) -> dict[str, Any]:
+        """What identifies the weights without loading them; JSON-able, part of artifact keys."""
+
+    def load(self) -> LanguageModel:
+        """Load on CPU or GPU; its time is a set-up cost."""

@@ -1,0 +1,35 @@
+"""Which number format the machine multiplies fast, and where: the one answer for every model."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@cache
+def native_precision() -> Literal["bf16", "fp32"]:
+    """bf16 where it has hardware (AMX or AVX512-BF16 on x86, BF16 on Arm, or a CUDA GPU that
+    supports it), else fp32: emulated bf16 is slower than fp32 and less exact."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    # The names under which torch reports hardware bf16: two of x86, two of Arm.
+    native = any(
+        capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+    )
+    return "bf16" if native else "fp32"
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """The dtype that a choice of precision means on this machine."""
+    resolved = native_precision() if precision == "auto" else precision
+    return torch.bfloat16 if resolved == "bf16" else torch.float32
+
+
+def native_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""Cheaper weights: one method a file."""

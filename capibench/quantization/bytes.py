@@ -1,0 +1,21 @@
+"""How large a model really is: storage counted, never a formula or a name (METHOD: sizes)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+
+def resident_bytes(module: nn.Module) -> int:
+    """Bytes of the storage behind all parameters and buffers; shared storage counts once."""
+    storages = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def file_bytes(folder: Path) -> int:
+    """Bytes of all files under `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,24 @@
+"""The baseline: the model as it was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from capibench.model.language_model import LanguageModel
+
+
+@dataclass
+class NoQuantization:
+    """Changes nothing and writes nothing."""
+
+    def params(self) -> dict[str, int | float | str | bool | None]:
+        return {"method": "none"}
+
+    def quantize(self, model: LanguageModel, calibration: Sequence[str], folder: Path) -> None:
+        """Nothing to write."""
+
+    def load(self, model: LanguageModel, folder: Path) -> tuple[LanguageModel, str]:
+        """`model` itself."""
+        return model, f"aten::linear ({model.dtype})"

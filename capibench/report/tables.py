@@ -1,0 +1,223 @@
+"""The comparison as a table: in the terminal, in Markdown and (as cells) in the HTML page.
+
+What varies stands first, then the headline metrics with their intervals. `≈` marks a value that
+does not differ from the baseline's, a star the best one, and only where it is not a tie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from capibench.measure.metrics import BY_NAME
+from capibench.records import RunStatus
+from capibench.report.formatting import MISSING, display_unit, format_interval, format_value
+from capibench.report.results import Combination, Ground, Study
+from capibench.report.verdict import best, is_tie
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+COLUMNS: dict[str, str] = {
+    "success_rate": "answered",
+    "goodput_per_s": "goodput",
+    "latency.e2e.p50_ms": "p50",
+    "latency.e2e.p95_ms": "p95",
+    "latency.e2e.p99_ms": "p99",
+    "throughput.requests_per_s": "completed",
+    "cache.result.hit_rate": "cache hits",
+    "quality.recall_at_k": "recall@k",
+    "quality.answer_f1": "answer F1",
+    "quality.perplexity": "perplexity",
+    "model.compression_ratio": "compression",
+    "memory.peak_bytes": "peak memory",
+}
+LEGEND = (
+    "[low, high]: 95 % interval, ?: too few requests to bound it · ≈ not distinguishable from the "
+    "baseline · ★ best, and no tie · ⚠ read the notes · – not measured"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value of the table."""
+
+    text: str
+    interval: str = ""
+    tie: bool = False
+    best: bool = False
+    doubtful: bool = False
+
+    def plain(self) -> str:
+        mark = ("≈ " if self.tie else "") + self.text + (" ★" if self.best else "")
+        return mark + (" ⚠" if self.doubtful else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One combination."""
+
+    combination: Combination
+    choices: tuple[str, ...]
+    cells: tuple[Cell, ...]  # empty where the combination has no result
+    status: str
+    reason: str
+    is_baseline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The combinations that may be compared with each other."""
+
+    ground: Ground | None  # None: those without a result
+    columns: tuple[str, ...]  # metric names
+    rows: tuple[Row, ...]
+
+
+def heading(metric: str) -> str:
+    """Column title with its unit."""
+    unit = display_unit(metric)
+    return COLUMNS[metric] + (f" ({unit})" if unit else "")
+
+
+def blocks(study: Study) -> list[Block]:
+    """One block per ground, and one for what has no result."""
+    made = [
+        _block(study, ground, [c for c in study.combinations if c.ground == ground])
+        for ground in study.grounds
+    ]
+    without = [c for c in study.combinations if c.ground is None]
+    if without:
+        made.append(Block(None, (), tuple(_row(study, c, (), {}) for c in without)))
+    return made
+
+
+def _block(study: Study, ground: Ground, combinations: list[Combination]) -> Block:
+    columns = tuple(
+        metric for metric in COLUMNS if any(c.number(metric) is not None for c in combinations)
+    )
+    winners: dict[str, Combination] = {}
+    for metric in columns:
+        if BY_NAME[metric].better == "neither" or len(combinations) < 2:
+            continue
+        leader, ties = best(combinations, metric)
+        if leader is not None and not ties and not _doubtful(leader, metric):
+            winners[metric] = leader
+    return Block(ground, columns, tuple(_row(study, c, columns, winners) for c in combinations))
+
+
+def _row(
+    study: Study, c: Combination, columns: tuple[str, ...], winners: dict[str, Combination]
+) -> Row:
+    baseline = study.baseline
+    is_baseline = c is baseline
+    cells = []
+    for metric in columns:
+        value = c.value(metric)
+        tie = False
+        if baseline is not None and not is_baseline and value.value is not None:
+            tie = bool(is_tie(baseline, c, metric))
+        cells.append(
+            Cell(
+                format_value(metric, value.value),
+                format_interval(metric, value.low, value.high)
+                if value.value is not None and value.low != value.high
+                else "",
+                tie,
+                winners.get(metric) is c,
+                value.value is not None and _doubtful(c, metric),
+            )
+        )
+    return Row(
+        c,
+        tuple(c.choices.get(group, MISSING) for group in study.varying),
+        tuple(cells),
+        str(c.status),
+        c.reason or "",
+        is_baseline,
+    )
+
+
+def _doubtful(c: Combination, metric: str) -> bool:
+    if metric == "success_rate":
+        return (c.number(metric) or 0.0) < 1.0
+    return metric.startswith("latency.e2e") and (not c.latency_valid or c.saturated)
+
+
+def terminal_table(study: Study) -> Group:
+    """The comparison for rich's console."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Table | Text] = []
+    for block in blocks(study):
+        parts.append(_rich_without(block) if block.ground is None else _rich(study, block))
+    for c in study.combinations:
+        parts += [Text(f"⚠ {c.label}: {doubt}", style="yellow") for doubt in c.doubts]
+    parts.append(Text(LEGEND, style="dim"))
+    return Group(*parts)
+
+
+def _rich(study: Study, block: Block) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    assert block.ground is not None
+    table = Table(title=block.ground.sentence(), title_justify="left", padding=(0, 1))
+    table.add_column("combination", no_wrap=True, style="bold")
+    for group in study.varying:
+        table.add_column(group.replace("/", "\n"), overflow="fold")
+    for metric in block.columns:
+        unit = display_unit(metric)
+        table.add_column(COLUMNS[metric] + (f"\n{unit}" if unit else ""), justify="right")
+    for row in block.rows:
+        cells: list[Text] = []
+        for cell in row.cells:
+            text = Text(cell.plain(), style="bold green" if cell.best else "")
+            if cell.interval:
+                text.append(f"\n{cell.interval}", style="dim not bold")
+            cells.append(text)
+        label = row.combination.label + (f" ({row.status})" if row.status != "finished" else "")
+        table.add_row(label, *row.choices, *cells)
+    return table
+
+
+def _rich_without(block: Block) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Without a result", title_justify="left", padding=(0, 1))
+    table.add_column("combination", style="bold")
+    table.add_column("status", style="red")
+    table.add_column("reason", overflow="fold")
+    for row in block.rows:
+        table.add_row(row.combination.label, row.status, row.reason)
+    return table
+
+
+def markdown_table(study: Study) -> str:
+    """The same for a README or an experiment's record."""
+    lines: list[str] = []
+    for block in blocks(study):
+        if block.ground is None:
+            lines += ["**Without a result**", "", "| combination | status | reason |", "|---|---|---|"]
+            lines += [
+                f"| {_md(r.combination.label)} | {r.status} | {_md(r.reason)} |" for r in block.rows
+            ]
+        else:
+            titles = ["combination", *study.varying, *map(heading, block.columns)]
+            lines += [f"**{block.ground.sentence()}**", "", "| " + " | ".join(titles) + " |"]
+            lines.append("|" + "---|" * (1 + len(study.varying)) + "---:|" * len(block.columns))
+            for row in block.rows:
+                cells = [f"{c.plain()} {c.interval}".strip() for c in row.cells]
+                label = row.combination.label
+                if row.status != RunStatus.FINISHED:
+                    label += f" ({row.status})"
+                lines.append("| " + " | ".join([_md(label), *row.choices, *cells]) + " |")
+        lines.append("")
+    notes = [f"- ⚠ {c.label}: {doubt}" for c in study.combinations for doubt in c.doubts]
+    return "\n".join([*lines, *notes, *([""] if notes else []), LEGEND, ""])
+
+
+def _md(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,101 @@
+"""From a resolved configuration to the objects of one run, checked before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from capibench.config import build
+from capibench.errors import ConfigError, ImpossibleCombination
+
+# In the order in which they are built: what imports quickly first, so that a wrong value in a
+# light group is reported before a heavy library is imported.
+GROUPS = (
+    "time",
+    "tracking",
+    "slo",
+    "load",
+    "prompt",
+    "batching",
+    "cache",
+    "corpus",
+    "index_tuning",
+    "index",
+    "embedder",
+    "quantization",
+    "model",
+    "engine",
+)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One built object per group; none of them has loaded or started anything."""
+
+    time: Any
+    tracking: Any
+    slo: Any
+    load: Any
+    prompt: Any
+    batching: Any
+    cache: Any
+    corpus: Any
+    index_tuning: Any
+    index: Any
+    embedder: Any
+    quantization: Any
+    model: Any
+    engine: Any
+
+    @property
+    def modeled(self) -> bool:
+        """True when any part states its time instead of working: never ranked with measured runs."""
+        return any(part.modeled for part in (self.engine, self.embedder, self.index))
+
+
+def build_choices(config: Mapping[str, Any]) -> Choices:
+    """Build every group of `config` and check what they are together.
+
+    Raises:
+        ConfigError: one value is wrong.
+        ImpossibleCombination: every value is right, but together they cannot run.
+    """
+    plugins = config["plugins"]
+    for name in ("seed", "repeat"):
+        if isinstance(config[name], bool) or not isinstance(config[name], int) or config[name] < 0:
+            raise ConfigError(name, f"got {config[name]!r}; expected a whole number of at least 0")
+    choices = Choices(**{group: build(config[group], group, plugins) for group in GROUPS})
+    check(choices, config)
+    return choices
+
+
+def check(choices: Choices, config: Mapping[str, Any]) -> None:
+    """The rules across groups, each as the sentence that a user reads when it is broken."""
+    if config["time"]["_target_"].endswith(".VirtualTime"):
+        for group in ("engine", "embedder", "index"):
+            if not getattr(choices, group).modeled:
+                raise ImpossibleCombination(
+                    group,
+                    f"{config[group]['_target_']} computes for real, which cannot be mixed with "
+                    f"time=virtual; expected {group}=modeled (or time=real)",
+                )
+    if not choices.engine.needs_model and choices.quantization.params()["method"] != "none":
+        raise ImpossibleCombination(
+            "quantization",
+            f"{choices.quantization.params()['method']} would change nothing, because "
+            f"{config['engine']['_target_']} runs no model; expected quantization=none",
+        )
+    if choices.index_tuning.changes_effort and (
+        choices.index.modeled or not choices.index.effort_ladder()
+    ):
+        raise ImpossibleCombination(
+            "index_tuning",
+            f"{config['index']['_target_']} has no query effort to tune; expected "
+            "index_tuning=none, or an approximate index such as index=ivf",
+        )
+    if choices.index_tuning.changes_effort and choices.embedder.modeled:
+        raise ImpossibleCombination(
+            "index_tuning",
+            "recall over modeled vectors means nothing; expected a real embedder",
+        )

@@ -1,0 +1,164 @@
+"""A study: several runs, what is recorded about them, and what a person sees at the end.
+
+The ledger (`ledger.jsonl`) holds one line per ended run. It is what makes a study resumable:
+Hydra itself numbers jobs from 0 each time and remembers nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from capibench.errors import ConfigError, RunFailed
+from capibench.launch import (
+    CONFIG_ERROR_EXIT,
+    default_tracking_uri,
+    home,
+    utc_now,
+    write_json,
+)
+from capibench.records import RunStatus
+
+DONE = (RunStatus.FINISHED, RunStatus.SKIPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a study: a cell and which of its repetitions."""
+
+    key: str  # names its folder; the same for the same overrides and repetition
+    overrides: list[str]
+    repeat: int
+    position: int
+
+
+def plan_blocks(cells: Sequence[Sequence[str]], repeats: int, order_seed: int) -> list[Job]:
+    """Blocks of all cells, each in a random order of its own (randomised complete blocks)."""
+    jobs: list[Job] = []
+    for repeat in range(repeats):
+        order = np.random.default_rng((order_seed, repeat)).permutation(len(cells))
+        for cell in order:
+            position = len(jobs)
+            key = f"{_slug(cells[cell])}-r{repeat}"
+            overrides = [
+                *cells[cell],
+                *([f"repeat={repeat}"] if repeats > 1 else []),
+                f"hydra.sweep.subdir={key}",
+            ]
+            jobs.append(Job(key, overrides, repeat, position))
+    return jobs
+
+
+def _slug(overrides: Sequence[str]) -> str:
+    """A readable folder name; the hash keeps two long or odd ones apart."""
+    values = [override.partition("=")[2] for override in overrides]
+    text = re.sub(r"[^A-Za-z0-9_.]+", "_", "-".join(values)).strip("_.")[:60]
+    digest = hashlib.blake2b("\n".join(overrides).encode(), digest_size=3).hexdigest()
+    return f"{text}-{digest}" if text else digest
+
+
+class Study:
+    """One study folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def _ledger(self) -> Path:
+        return self.folder / "ledger.jsonl"
+
+    def finished(self) -> set[str]:
+        """Keys of the runs that need not be run again."""
+        if not self._ledger.is_file():
+            return set()
+        rows = map(json.loads, self._ledger.read_text(encoding="utf-8").splitlines())
+        last = {row["key"]: row["status"] for row in rows}
+        return {key for key, status in last.items() if status in DONE}
+
+    def check(self, configs: Sequence[Mapping[str, Any]]) -> None:
+        """Build every cell in a process of its own, so that this one stays light.
+
+        Raises:
+            ConfigError: the first wrong value, before any run was started.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "cells.json", list(configs))
+        checked = subprocess.run(  # noqa: S603 - our own module
+            [sys.executable, "-m", "capibench.runner", "check", str(self.folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if checked.returncode == CONFIG_ERROR_EXIT:
+            raise ConfigError("", checked.stdout)
+        if checked.returncode != 0:
+            raise RunFailed(f"checking the study's cells ended with {checked.returncode}")
+
+    def begin(self, jobs: Sequence[Job], num_skipped: int, tracking: Mapping[str, Any]) -> None:
+        """Announce, and let the tracker make its store before several processes want it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            self.folder / "study.json",
+            {
+                "schema_version": 1,
+                "study": self.folder.name,
+                "begun_at": utc_now(),
+                "command": ["capibench", *sys.argv[1:]],
+                "tracking_target": tracking["_target_"],
+                "positions": {job.key: job.position for job in jobs},
+            },
+        )
+        again = f", {num_skipped} finished before" if num_skipped else ""
+        sys.stderr.write(f"study {self.folder.name}: {len(jobs)} runs{again}\n")
+
+    def record(self, document: Mapping[str, Any]) -> None:
+        """One line per ended run."""
+        line = {
+            "key": document["run_id"],
+            "status": document["status"],
+            "reason": document["reason"],
+            "choices": document["cell"]["choices"],
+            "ended_at": document["ended_at"],
+        }
+        with self._ledger.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def position(self, key: str) -> int | None:
+        """Where in its order the study ran this key."""
+        document = json.loads((self.folder / "study.json").read_text(encoding="utf-8"))
+        position: int | None = document["positions"].get(key)
+        return position
+
+    def end(self) -> None:
+        """The table, the report, and where to look next."""
+        from rich.console import Console
+
+        from capibench.report.html import write_report
+        from capibench.report.results import read_study
+        from capibench.report.tables import terminal_table
+
+        results = read_study(self.folder)
+        page = write_report(self.folder)
+        console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+        console.print(terminal_table(results))
+        console.print(f"report:    {page}", soft_wrap=True)
+        console.print("MLflow UI: capibench ui", soft_wrap=True)
+        statuses = [run.status for run in results.runs]
+        counts = {str(s): statuses.count(s) for s in RunStatus if statuses.count(s)}
+        sys.stdout.write(
+            json.dumps({"study_dir": str(self.folder), "runs": counts, "report": str(page)}) + "\n"
+        )
+
+
+def tracking_uri() -> str:
+    """The store that `capibench ui` shows by default."""
+    return default_tracking_uri(home())

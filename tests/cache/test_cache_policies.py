@@ -1,0 +1,197 @@
+"""The laws of `EvictionPolicy`, for every policy of the tree, and what tells the two apart."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from capibench.cache.envelope import encode
+from capibench.cache.keys import CacheType
+from capibench.cache.l1 import L1, OVERHEAD_BYTES
+from capibench.cache.policies.lru import Lru
+from capibench.cache.policies.ttl import Ttl
+from capibench.cache.residents import Entry, Residents
+from capibench.config import build, conf_dir
+
+KIND = CacheType.QUERY_RESULT
+
+
+def policies() -> dict[str, dict[str, Any]]:
+    nodes = {}
+    for path in sorted((conf_dir() / "cache").glob("*.yaml")):
+        node = OmegaConf.to_container(OmegaConf.load(path))
+        if "policy" in node:
+            nodes[path.stem] = node["policy"]
+    return nodes
+
+
+POLICIES = policies()
+
+
+def fresh(name: str) -> Any:
+    return build(POLICIES[name], "cache.policy")
+
+
+@dataclass
+class Watched:
+    """Hands every call on and checks the laws that bind policy and tier."""
+
+    name: str
+    resident: set[bytes]
+    victims: list[bytes]
+    policy: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.policy = fresh(self.name)
+
+    def on_insert(self, key: bytes, size: int, cost_s: float, now: float, expires_s: float) -> None:
+        assert key not in self.resident
+        self.resident.add(key)
+        self.policy.on_insert(key, size, cost_s, now, expires_s)
+
+    def on_hit(self, key: bytes, now: float) -> None:
+        assert key in self.resident
+        self.policy.on_hit(key, now)
+
+    def on_remove(self, key: bytes) -> None:
+        self.resident.remove(key)
+        self.policy.on_remove(key)
+
+    def admit(self, key: bytes, size: int, cost_s: float, now: float) -> bool:
+        assert key not in self.resident
+        return self.policy.admit(key, size, cost_s, now)
+
+    def victim(self, now: float) -> bytes:
+        assert self.resident
+        victim = self.policy.victim(now)
+        assert victim in self.resident, "a victim is resident; removed keys are forgotten"
+        self.victims.append(victim)
+        return victim
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["get", "put", "remove", "wait"]),
+        st.integers(0, 11),
+        st.integers(0, 60),
+        st.sampled_from([0.5, 3.0, 20.0, math.inf]),
+    ),
+    max_size=120,
+)
+
+
+def replay(name: str, operations: list[tuple[str, int, int, float]]) -> list[object]:
+    watched = Watched(name, set(), [])
+    residents = Residents(watched, 100, 0)
+    now, seen = 0.0, []
+    for operation, number, size, ttl_s in operations:
+        key = b"%02d" % number
+        if operation == "wait":
+            now += ttl_s if ttl_s < math.inf else 1.0
+        elif operation == "get":
+            hit = residents.is_fresh(key, now)
+            seen.append(hit)
+            if hit:
+                residents.count_hit(key, 1, now)
+        elif operation == "remove" and key in residents:
+            residents.drop(key)
+        elif operation == "put":
+            if key in residents:
+                residents.drop(key)
+            residents.stale(now)
+            entry = Entry(KIND, bytes(size), 1.0, now + ttl_s)
+            may_enter, _ = residents.make_room(key, entry, now)
+            if may_enter:
+                residents.insert(key, entry, now)
+        assert set(residents.keys()) == watched.resident
+        assert residents.num_bytes <= residents.capacity_bytes
+        assert residents.counters[KIND].bytes == residents.num_bytes
+        assert residents.counters[KIND].entries == len(residents)
+    return [*seen, *watched.victims]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=60, deadline=None)
+@given(operations=OPERATIONS)
+def test_laws_hold_and_the_same_trace_gives_the_same_hits(name: str, operations: Any) -> None:
+    assert replay(name, operations) == replay(name, operations)
+
+
+def entry(now: float = 0.0, ttl_s: float = math.inf, size: int = 0) -> Entry:
+    return Entry(KIND, encode(bytes(size)), 1.0, now + ttl_s)
+
+
+ENTRY_BYTES = 2 + len(entry().record) + OVERHEAD_BYTES  # with a key of two bytes
+
+
+def streams() -> dict[str, list[int]]:
+    rng = random.Random(5)
+    weights = [1 / rank for rank in range(1, 101)]
+    return {
+        "zipf": rng.choices(range(100), weights, k=4000),
+        "uniform": [rng.randrange(100) for _ in range(2000)],
+        "loop": [i % 30 for i in range(600)],
+        "scan_and_hot": [i % 7 if i % 3 else 10 + i % 90 for i in range(2000)],
+    }
+
+
+@pytest.mark.parametrize("num_fitting", [1, 10, 29])
+@pytest.mark.parametrize("stream", streams())
+def test_lru_hits_are_those_of_a_naive_model(stream: str, num_fitting: int) -> None:
+    tier = L1(Lru(), num_fitting * ENTRY_BYTES)
+    model: OrderedDict[int, None] = OrderedDict()
+    for now, number in enumerate(streams()[stream]):
+        key = b"%02d" % number
+        hit = tier.get(KIND, key, float(now)) is not None
+        assert hit == (number in model)
+        if hit:
+            model.move_to_end(number)
+        else:
+            tier.put(key, entry(), float(now))
+            model[number] = None
+            if len(model) > num_fitting:
+                model.popitem(last=False)
+
+
+def hits_of(policy: Any) -> list[bool]:
+    tier = L1(policy, 2 * ENTRY_BYTES)
+    for now, (key, ttl_s) in enumerate(
+        [(b"aa", 90.0), (b"bb", 20.0), (b"bb", 20.0), (b"cc", 50.0)]
+    ):
+        if tier.get(KIND, key, now) is None:
+            tier.put(key, entry(now, ttl_s), now)
+    return [tier.get(KIND, key, 5.0) is not None for key in (b"aa", b"bb", b"cc")]
+
+
+def test_ttl_evicts_what_expires_first_where_lru_evicts_what_was_read_first() -> None:
+    assert hits_of(Lru()) == [False, True, True]
+    assert hits_of(Ttl()) == [True, False, True]
+
+
+def test_ttl_breaks_ties_by_insertion() -> None:
+    policy = Ttl()
+    for key in (b"b", b"a", b"c"):
+        policy.on_insert(key, 1, 1.0, 0.0, 9.0)
+    policy.on_hit(b"b", 1.0)
+    assert policy.victim(2.0) == b"b"
+    policy.on_remove(b"b")
+    assert policy.victim(2.0) == b"a"
+
+
+def test_a_prototype_shares_no_state_with_the_tiers() -> None:
+    prototype = Lru()
+    first, second = L1(prototype, 2 * ENTRY_BYTES), L1(prototype, 2 * ENTRY_BYTES)
+    first.put(b"aa", entry(), 0.0)
+    assert b"aa" in first
+    for key in (b"bb", b"cc", b"dd"):
+        second.put(key, entry(), 0.0)
+    assert b"aa" in first
+    assert len(second) == 2

@@ -1,0 +1,68 @@
+"""What a person meets first: help that is light, errors that are one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+HEAVY = ("torch", "transformers", "faiss", "mlflow", "pandas", "matplotlib", "pyarrow")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["study", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import atexit, sys\n"
+        f"sys.argv = ['capibench', *{arguments!r}]\n"
+        f"show = lambda: print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])\n"
+        "atexit.register(show)\n"
+        "from capibench.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
+    assert "capibench" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("cache=nothing_like_it", ["cache", "lru", "ttl", "none"]),
+        ("batching.strategy.max_batch_size=many", ["batching.strategy.max_batch_size", "many"]),
+        ("batching.strategy.max_batch_size=0", ["batching.strategy.max_batch_size", "0"]),
+        ("batching.strategy.max_size=3", ["batching.strategy.max_size", "3"]),
+        ("+batching.strategy.max_size=3", ["batching.strategy.max_size", "3", "max_batch_size"]),
+        ("~load.rate_per_s", ["load.rate_per_s", "missing"]),
+        ("load=replay", ["load.path"]),
+        ("nonsense=1", ["nonsense"]),
+        ("cache.policy._target_=os.system", ["cache.policy._target_", "os.system", "plugins"]),
+        ("time=virtual engine=transformers_static", ["engine", "time=virtual"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    override: str, said: list[str], capibench: Callable[..., object]
+) -> None:
+    done = capibench("run", *override.split(), "tracking=none")
+    assert done.code == 2
+    assert done.out == ""
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 1, done.err
+    for word in said:
+        assert word in lines[0]
+
+
+def test_a_study_with_one_wrong_value_runs_nothing(capibench: Callable[..., object]) -> None:
+    done = capibench("run", "-m", "load.rate_per_s=1,-1", "tracking=none")
+    assert done.code == 2
+    assert "load.rate_per_s" in done.err.strip().splitlines()[-1]
+    assert done.out == ""
+
+
+def test_completion_offers_options(capibench: Callable[..., object]) -> None:
+    line = "capibench run cache="
+    done = capibench(
+        "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)), COMP_CWORD="2"
+    )
+    assert {"cache=lru", "cache=ttl", "cache=none"} <= set(done.out.split())

@@ -1,0 +1,60 @@
+"""Every single choice of every group composes and runs; the ground on which sweeps stand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import choices
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+# Choices that need something from the user, given here; and the ones too big for a test machine's
+# patience, made smaller in the dimension that costs.
+NEEDED = {
+    ("corpus", "jsonl"): [
+        f"corpus.passages_path={FIXTURES}/corpus/passages.jsonl",
+        f"corpus.questions_path={FIXTURES}/corpus/questions.jsonl",
+    ],
+    ("corpus", "squad"): [f"corpus.path={FIXTURES}/corpus/squad.json"],
+    ("corpus", "pydocs_installed"): ["corpus.packages=[rich]", "corpus.max_passages=300"],
+    ("load", "replay"): [f"load.path={FIXTURES}/traces/azure_made.csv"],
+    ("index_tuning", "recall_target"): ["index=ivf"],
+    ("model", "llama_1b_shape"): ["model.num_layers=1", "load.num_requests=2"],
+    ("model", "llama_60m_shape"): ["model.num_layers=1"],
+}
+GROUPS = (
+    "batching", "cache", "cache/tiers", "corpus", "embedder", "engine", "index", "index_tuning",
+    "load", "model", "prompt", "quantization", "slo", "time", "tracking", "experiment/demo",
+)  # fmt: skip
+
+
+def cases() -> list[tuple[str, str]]:
+    return [(group, name) for group in GROUPS for name in choices(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), cases(), ids="=".join)
+def test_choice_runs(
+    group: str, name: str, run_here: Callable[..., object], tmp_path: Path
+) -> None:
+    needed = NEEDED.get((group, name), [])
+    if (group, name) == ("model", "hf"):
+        import capibench.model
+
+        needed = [f"model.path={Path(capibench.model.__file__).parent / 'nano'}"]
+    small = [
+        "load.num_requests=6",
+        "load.warmup_requests=2",
+        *(["load.rate_per_s=50"] if group != "load" else []),
+        *(["corpus.max_passages=300"] if group != "corpus" else []),
+        *(["tracking=none"] if group != "tracking" else []),
+    ]
+    choice = f"experiment=demo/{name}" if group == "experiment/demo" else f"{group}={name}"
+    outcome = run_here(choice, *small, *needed, small=False)
+    document = outcome.document
+    assert document["status"] == "finished", document["reason"]
+    rows = outcome.rows
+    assert (rows.status == "ok").all(), json.dumps(rows.error.tolist())
+    assert (rows.phase == "measure").sum() == document["metrics"]["requests.measured"]["value"]

@@ -1,0 +1,53 @@
+"""A simulated run is exact: the same seed, the same bytes, in whatever process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+VIRTUAL = ["time=virtual", "tracking=none", "corpus.max_passages=300", "load.num_requests=400"]
+
+
+def records(result: dict[str, object]) -> Path:
+    return Path(str(result["run_dir"])) / "records.parquet"
+
+
+def test_same_seed_same_bytes_in_two_processes(capibench: Callable[..., object]) -> None:
+    first, second, other = (
+        capibench("run", *VIRTUAL, f"seed={seed}", PYTHONHASHSEED=hash_seed)
+        for seed, hash_seed in ((7, "1"), (7, "2"), (8, "1"))
+    )
+    assert first.code == 0, first.err
+    bytes_of = [records(done.result).read_bytes() for done in (first, second, other)]
+    assert bytes_of[0] == bytes_of[1]
+    assert bytes_of[0] != bytes_of[2]
+
+
+def test_modeled_numbers_are_labelled_and_claim_no_quality(run_here: Callable[..., object]) -> None:
+    document = run_here(*VIRTUAL, small=False).document
+    assert document["modeled"] is True
+    for name, metric in document["metrics"].items():
+        if name.startswith("quality.") and name != "quality.bm25_hit_at_k":
+            assert metric["value"] is None, name
+
+
+def test_seed_fixes_the_work_whatever_the_stack(run_here: Callable[..., object]) -> None:
+    plain = run_here(*VIRTUAL, "cache=none", small=False)
+    cached = run_here(*VIRTUAL, "cache=lru", "batching=time_based", small=False)
+    columns = ["request_id", "question_id", "priority", "max_new_tokens", "intended_s", "phase"]
+    pd.testing.assert_frame_equal(plain.rows[columns], cached.rows[columns])
+    assert plain.document["hashes"]["plan"] == cached.document["hashes"]["plan"]
+
+
+@pytest.mark.parametrize("cache", ["lru", "ttl"])
+def test_a_cache_answers_repeated_questions(cache: str, run_here: Callable[..., object]) -> None:
+    outcome = run_here(*VIRTUAL, f"cache={cache}", "load.zipf_exponent=1.2", small=False)
+    rows = outcome.rows
+    hits = rows[rows.result_cache == "l1"]
+    assert len(hits) > 20
+    first_answers = rows[rows.result_cache == "miss"].groupby("question_id").answer.first()
+    assert (hits.answer == hits.question_id.map(first_answers)).all()
+    assert (hits.done_s - hits.sent_s).max() < rows[rows.served_by == "engine"].generate_s.min()

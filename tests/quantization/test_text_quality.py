@@ -1,0 +1,129 @@
+"""Perplexity and agreement, against float64 and against numbers known beforehand."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_llama import load_tiny, save_tiny
+
+from capibench.errors import DataError
+from capibench.quantization.quality import TextQuality, compare, evaluate
+
+TEXTS = ["def f(x): return x + 1", "Return the larger one.", "x", "é ü\n and more words here"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_tiny(save_tiny(tmp_path_factory.mktemp("tiny")))
+
+
+def quality(nll, top1, windows):
+    return TextQuality(
+        nll=np.asarray(nll, dtype=np.float32),
+        top1=np.asarray(top1, dtype=np.int32),
+        targets=np.arange(len(nll), dtype=np.int32),
+        windows=np.asarray(windows, dtype=np.int32),
+    )
+
+
+def test_equals_a_float64_reference(model):
+    got = evaluate(model, TEXTS, max_tokens=10_000, window=16)
+    nll, top1, targets = [], [], []
+    exact = load_like(model)
+    for text in TEXTS:
+        ids = model.tokenizer(text)["input_ids"]
+        for begin in range(0, len(ids), 16):
+            window = ids[begin : begin + 16]
+            if len(window) < 2:
+                continue
+            with torch.no_grad():
+                log_p = torch.log_softmax(exact(torch.tensor([window])).logits[0].double(), -1)
+            nll += [-float(log_p[i, token]) for i, token in enumerate(window[1:])]
+            top1 += log_p[:-1].argmax(-1).tolist()
+            targets += window[1:]
+    assert got.num_tokens == len(nll)
+    np.testing.assert_allclose(got.nll, nll, rtol=2e-4, atol=2e-4)
+    np.testing.assert_array_equal(got.targets, targets)
+    assert np.mean(got.top1 == np.asarray(top1)) == 1.0
+    assert got.perplexity == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
+
+
+def load_like(model):
+    """The same network in float64."""
+    twin = type(model.module)(model.module.config)
+    twin.load_state_dict(model.module.state_dict())
+    return twin.double().eval()
+
+
+def test_budget_counts_scored_tokens(model):
+    full = evaluate(model, TEXTS, max_tokens=10_000, window=16)
+    for budget in (1, 15, 16, 30):
+        part = evaluate(model, TEXTS, max_tokens=budget, window=16)
+        assert part.num_tokens == budget
+        np.testing.assert_array_equal(part.targets, full.targets[:budget])
+
+
+def test_saved_and_loaded(model, tmp_path):
+    before = evaluate(model, TEXTS, max_tokens=40, window=16)
+    before.save(tmp_path)
+    after = TextQuality.load(tmp_path)
+    for name in ("nll", "top1", "targets", "windows"):
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+    (tmp_path / "text_quality.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"text_quality\.npz"):
+        TextQuality.load(tmp_path)
+
+
+def test_nothing_to_score(model):
+    with pytest.raises(ValueError, match="no window has two tokens"):
+        evaluate(model, ["x", ""], max_tokens=10, window=16)
+    with pytest.raises(ValueError, match="window: got 1; expected at least 2"):
+        evaluate(model, TEXTS, max_tokens=10, window=1)
+
+
+def test_a_model_against_itself_is_exactly_one(model):
+    same = evaluate(model, TEXTS, max_tokens=200, window=16)
+    result = compare(same, same)
+    assert result["perplexity_ratio"] == {"value": 1, "low": 1, "high": 1, "n": same.num_tokens}
+    assert result["top1_agreement"]["value"] == 1
+    assert result["perplexity"]["value"] == pytest.approx(same.perplexity)
+    assert result["perplexity"]["low"] < same.perplexity < result["perplexity"]["high"]
+
+
+def test_known_differences():
+    windows = np.repeat(np.arange(50), 4)
+    base = quality(np.linspace(1, 5, 200), np.zeros(200), windows)
+    # A constant loss per token: the paired interval has no width, though texts differ a lot.
+    worse = quality(base.nll + np.log(np.float32(1.1)), np.arange(200) % 4 == 0, windows)
+    result = compare(base, worse)
+    for bound in ("value", "low", "high"):
+        assert result["perplexity_ratio"][bound] == pytest.approx(1.1, rel=1e-5)
+        assert result["top1_agreement"][bound] == pytest.approx(0.75)
+    assert result["perplexity"]["value"] == pytest.approx(1.1 * np.exp(3), rel=1e-5)
+    assert compare(base, worse) == result
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        effect = np.repeat(rng.normal(0.02, 0.05, 80), 5)  # tokens of a window move together
+        base = quality(rng.normal(3, 1, 400), np.zeros(400), np.repeat(np.arange(80), 5))
+        other = quality(base.nll + effect, np.zeros(400), base.windows)
+        interval = compare(base, other)["perplexity_ratio"]
+        covered += interval["low"] <= np.exp(0.02) <= interval["high"]
+    assert 51 <= covered <= 60
+
+
+def test_one_window_has_no_interval():
+    one = quality([1, 2], [0, 0], [7, 7])
+    assert compare(one, one)["perplexity"] == {
+        "value": pytest.approx(np.exp(1.5)), "low": None, "high": None, "n": 2,
+    }  # fmt: skip
+
+
+def test_different_tokens_are_refused(model):
+    with pytest.raises(ValueError, match="targets: differ"):
+        compare(
+            evaluate(model, TEXTS, max_tokens=20, window=16),
+            evaluate(model, TEXTS[::-1], max_tokens=20, window=16),
+        )
