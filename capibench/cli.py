@@ -126,11 +126,6 @@ def _task(config: Any) -> float | None:
     from capibench.records import RunStatus
 
     hydra_config = HydraConfig.get()
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        from capibench.errors import ConfigError
-
-        raise ConfigError(missing[0], f"no value given; expected {missing[0]}=VALUE")
     run_dir = Path(hydra_config.runtime.output_dir)
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)

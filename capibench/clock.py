@@ -66,7 +66,14 @@ class RealTime:
             raise ValueError(f"num_threads: got {self.num_threads}; expected at least 1")
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run(main)
+        with asyncio.Runner(loop_factory=_precise_loop) as runner:
+            return runner.run(main)
+
+
+def _precise_loop() -> asyncio.AbstractEventLoop:
+    """epoll, the default, rounds every wait up to a whole millisecond, by which each request
+    would be sent late; select() waits to the microsecond."""
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
 @dataclass(frozen=True)

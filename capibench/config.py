@@ -19,6 +19,7 @@ from typing import Any
 from capibench.errors import ConfigError, MissingExtra
 
 OWN_PREFIX = "capibench."
+MANDATORY = "???"  # how yaml marks a value that the user must give
 
 
 def conf_dir() -> Path:
@@ -53,6 +54,8 @@ def build(node: Mapping[str, Any], key: str, plugins: Sequence[str] = ()) -> Any
                 f"{key}.{name}", f"unknown key (value {given[name]!r}); known: {_listed(wanted)}"
             )
     for name in wanted:
+        if given.get(name) == MANDATORY:
+            raise ConfigError(f"{key}.{name}", f"no value given; expected {key}.{name}=VALUE")
         if name not in given:
             raise ConfigError(f"{key}.{name}", f"missing; expected {_type_name(wanted[name])}")
     arguments = {

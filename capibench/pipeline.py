@@ -9,8 +9,7 @@ one bad request never takes a run with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -108,26 +107,26 @@ class RagPipeline:
     async def _answer(self, request: Request, deadline_s: float, row: _Row) -> None:
         stack = self._stack
         budget = str(request.max_new_tokens)
+        started_s = self._now()
         result_key = self._key(CacheType.QUERY_RESULT, request.query, budget)
-        with row.span("result_cache"):
-            found, tier = self._lookup(CacheType.QUERY_RESULT, result_key)
+        found, tier = self._lookup(CacheType.QUERY_RESULT, result_key)
         row.values["result_cache"] = tier
+        row.passed("result_cache")
         if tier in ("l1", "l2"):
             row.values.update(served_by=f"result_{tier}", **_result_columns(found))
             return
-        started_s = self._now()
 
         vector = await self._vector(request, deadline_s, row)
         searched = await self._search.submit(
             vector, priority=request.priority, num_tokens=0, deadline_s=deadline_s
         )
-        row.batched("search", searched)
-        with row.span("prompt"):
-            positions = searched.value
-            prompt = stack.prompt.render(
-                request.query, [stack.passage_texts[position] for position in positions]
-            )
+        row.passed_batched("search", searched)
+        positions = searched.value
         row.values["retrieved_ids"] = tuple(stack.passage_ids[position] for position in positions)
+        prompt = stack.prompt.render(
+            request.query, [stack.passage_texts[position] for position in positions]
+        )
+        row.passed("prompt")
         output, output_cost_s = await self._output(request, prompt, deadline_s, row)
 
         result = {
@@ -137,29 +136,29 @@ class RagPipeline:
             "output_tokens": output["output_tokens"],
         }
         row.values.update(_result_columns(result))
-        with row.span("store"):
-            if row.values["output_cache"] == "miss":
-                output_key = self._key(CacheType.MODEL_OUTPUT, prompt, budget)
-                self._put(CacheType.MODEL_OUTPUT, output_key, output, output_cost_s)
-            if tier == "miss":
-                self._put(CacheType.QUERY_RESULT, result_key, result, self._now() - started_s)
+        if row.values["output_cache"] == "miss":
+            output_key = self._key(CacheType.MODEL_OUTPUT, prompt, budget)
+            self._put(CacheType.MODEL_OUTPUT, output_key, output, output_cost_s)
+        if tier == "miss":
+            self._put(CacheType.QUERY_RESULT, result_key, result, self._now() - started_s)
+        row.passed("store")
 
     async def _vector(self, request: Request, deadline_s: float, row: _Row) -> Vectors:
         """The query's unit vector, from the cache or computed."""
         key = self._key(CacheType.EMBEDDING, request.query)
-        with row.span("embedding_cache"):
-            found, tier = self._lookup(CacheType.EMBEDDING, key)
+        found, tier = self._lookup(CacheType.EMBEDDING, key)
         row.values["embedding_cache"] = tier
+        row.passed("embedding_cache")
         if tier in ("l1", "l2"):
             return np.asarray(found, dtype=np.float32)
         embedded = await self._embed.submit(
             request.query, priority=request.priority, num_tokens=0, deadline_s=deadline_s
         )
-        row.batched("embed", embedded)
-        with row.span("store"):
-            if tier == "miss":
-                cost_s = embedded.done_s - embedded.dispatched_s
-                self._put(CacheType.EMBEDDING, key, embedded.value, cost_s)
+        row.passed_batched("embed", embedded)
+        if tier == "miss":
+            cost_s = embedded.done_s - embedded.dispatched_s
+            self._put(CacheType.EMBEDDING, key, embedded.value, cost_s)
+        row.passed("store")
         return embedded.value
 
     async def _output(
@@ -167,21 +166,21 @@ class RagPipeline:
     ) -> tuple[Mapping[str, Any], float]:
         """The model's output for `prompt` and the seconds it cost to generate."""
         key = self._key(CacheType.MODEL_OUTPUT, prompt, str(request.max_new_tokens))
-        with row.span("output_cache"):
-            found, tier = self._lookup(CacheType.MODEL_OUTPUT, key)
+        found, tier = self._lookup(CacheType.MODEL_OUTPUT, key)
         row.values["output_cache"] = tier
+        row.passed("output_cache")
         if tier in ("l1", "l2"):
             row.values["served_by"] = f"output_{tier}"
             return found, 0.0
-        with row.span("prompt"):
-            num_tokens = self._stack.engine.count_tokens(prompt)
+        num_tokens = self._stack.engine.count_tokens(prompt, request.max_new_tokens)
+        row.passed("prompt")
         generated = await self._stack.generation.submit(
             GenerationRequest(prompt, request.max_new_tokens),
             priority=request.priority,
             num_tokens=num_tokens,
             deadline_s=deadline_s,
         )
-        row.batched("generate", generated)
+        row.passed_batched("generate", generated)
         row.values.update(
             served_by="engine",
             batch_id=generated.batch_id,
@@ -264,20 +263,19 @@ class _Row:
             "answer": None,
         }
         self.values["sender_s"] = sent_s - intended_s
+        self._passed_s = sent_s
 
-    @contextmanager
-    def span(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to `stage`."""
-        begin_s = self._now()
-        try:
-            yield
-        finally:
-            self.values[f"{stage}_s"] += self._now() - begin_s
+    def passed(self, stage: str, at_s: float | None = None) -> None:
+        """The request has left `stage`: it took all the time since the stage before it."""
+        now_s = self._now() if at_s is None else at_s
+        self.values[f"{stage}_s"] += now_s - self._passed_s
+        self._passed_s = now_s
 
-    def batched(self, stage: str, answered: Answered[Any]) -> None:
-        """Add what the batcher measured: waiting for the batch, and its service."""
-        self.values[f"{stage}_queue_s"] += answered.dispatched_s - answered.enqueued_s
-        self.values[f"{stage}_s"] += answered.done_s - answered.dispatched_s
+    def passed_batched(self, stage: str, answered: Answered[Any]) -> None:
+        """The same for a stage behind a batcher: until its batch left, and until the answer was
+        back in hand."""
+        self.passed(f"{stage}_queue", answered.dispatched_s)
+        self.passed(stage)
 
     def fail(self, status: RequestStatus, error: Exception) -> None:
         self.values["status"] = status

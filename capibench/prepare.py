@@ -87,9 +87,10 @@ class Preparation:
         k = self.choices.prompt.top_k
         key = {**self._retrieval_key, "k": k}
 
+        passages, questions = self._vectors("passages"), self._vectors("questions")
+
         def make(folder: Path) -> None:
-            exact = exact_search(self._vectors("passages"), self._vectors("questions"), k)
-            np.save(folder / "ids.npy", exact)
+            np.save(folder / "ids.npy", exact_search(passages, questions, k))
 
         return self.store.get_or_make("exact", key, make)
 
@@ -106,8 +107,9 @@ class Preparation:
 
     @cached_property
     def index_artifact(self) -> Artifact:
+        vectors = self._vectors("passages")  # first, so that its cost is not the index's
+
         def make(folder: Path) -> None:
-            vectors = self._vectors("passages")
             self.choices.index.build(vectors, np.arange(len(vectors), dtype=np.int64))
             self.choices.index.save(folder / "index.bin")
 

@@ -11,7 +11,7 @@ import pytest
 
 from capibench.config import build, conf_dir
 from capibench.errors import ConfigError
-from conftest import choices, load_choice
+from choice_files import choices, load_choice
 
 
 class Colour(enum.Enum):

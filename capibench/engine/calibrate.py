@@ -78,7 +78,8 @@ async def calibrate(
     """Measure prefill for every length and rows 1, 4 and 8; decode steps for every of `rows`."""
     engine = TransformersStatic(num_workers=1)
     await engine.start(model)
-    pieces = texts()
+    longest = model.tokenizer.model_max_length  # in tokens, so never too long in characters
+    pieces = [text[:longest] for text in texts()]
     ids = [i for t in pieces for i in model.tokenizer(t, add_special_tokens=False)["input_ids"]]
     chars_per_token = sum(map(len, pieces)) / len(ids)
 
@@ -127,7 +128,8 @@ def render(calibration: Calibration, measured_on: str) -> str:
     )
     return f"""\
 # States the time of transformers_static instead of running it (for time=virtual); no text.
-# Measured with `python -m capibench.engine.calibrate`: {measured_on}.
+# Measured with `python -m capibench.engine.calibrate`:
+# {measured_on}.
 _target_: capibench.engine.modeled.Modeled
 num_workers: 1 # independent workers, each as fast as the one measured
 base_s: {calibration.base_s:.6f} # of a batch, besides its tokens

@@ -72,14 +72,15 @@ def ready(module: PreTrainedModel) -> PreTrainedModel:
     """`module` on the device of this machine, for inference only."""
     head = module.get_output_embeddings()
     if head is not None:
-        head.register_forward_pre_hook(_make_contiguous)
+        head.register_forward_pre_hook(_without_gaps)
     return module.to(native_device()).eval().requires_grad_(False)
 
 
-def _make_contiguous(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _without_gaps(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The hidden states of the last positions are a view with gaps, for which PyTorch's linear
-    turns to a batched product that copies the whole head once per row: most of a short prefill."""
-    return tuple(argument.contiguous() for argument in args)
+    turns to a batched product that copies the whole head once per row: most of a short prefill.
+    (`contiguous()` would not do: it leaves the strides of a single row as they are.)"""
+    return tuple(argument.clone(memory_format=torch.contiguous_format) for argument in args)
 
 
 def fingerprint(module: PreTrainedModel, tokenizer: Tokenizer) -> str:

@@ -10,9 +10,11 @@ only one model is at hand here and it is not computed.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -55,9 +57,9 @@ class TextQuality:
         """Read what `save` wrote; DataError when it is missing or damaged."""
         path = folder / _FILE
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 return cls(**{name: file[name] for name in _ARRAYS})
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: not readable as text quality: {error}") from error
 
 

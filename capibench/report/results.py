@@ -265,12 +265,14 @@ class Study:
     @cached_property
     def varying(self) -> tuple[str, ...]:
         """Groups in which the runs differ, in the order of the pipeline."""
-        groups = dict.fromkeys(group for run in self.runs for group in run.choices)
+        finished = [run for run in self.runs if run.status is RunStatus.FINISHED]
+        runs = finished if len(finished) > 1 else self.runs
+        groups = dict.fromkeys(group for run in runs for group in run.choices)
         return tuple(
             group
             for group in groups
             if group.partition("/")[0] not in _NOT_A_PART
-            and len({run.choices.get(group) for run in self.runs}) > 1
+            and len({run.choices.get(group) for run in runs}) > 1
         )
 
     def _label(self, run: RunResult) -> str:

@@ -117,7 +117,9 @@ def _row(
         value = c.value(metric)
         tie = False
         if baseline is not None and not is_baseline and value.value is not None:
-            tie = bool(is_tie(baseline, c, metric))
+            # An equal value needs no mark.
+            same = value.value == baseline.number(metric)
+            tie = not same and bool(is_tie(baseline, c, metric))
         cells.append(
             Cell(
                 format_value(metric, value.value),

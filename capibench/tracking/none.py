@@ -1,4 +1,4 @@
-"""No tracker: the run's own files are all there is."""
+"""No tracking: run directories and the report are complete without it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass
 class NoTracker:
-    """Tells nobody."""
+    """Records nothing anywhere."""
+
+    def open(self, default_uri: str) -> None:
+        """Nothing to make ready."""
 
     def log_run(self, run_dir: Path, default_uri: str) -> None:
-        """Nothing to tell."""
+        """Nothing to record."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
-from conftest import choices
+from choice_files import choices
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

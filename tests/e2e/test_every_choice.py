@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import choices
+from choice_files import choices
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

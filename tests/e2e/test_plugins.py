@@ -30,9 +30,6 @@ class Mru:
 
     def victim(self, now):
         return self.order[-1]
-
-    def expired(self, now):
-        return ()
 '''
 
 POLICY_YAML = """
@@ -67,13 +64,11 @@ class Pairs:
 '''
 
 STRATEGY_YAML = """
-defaults:
-  - greedy
-  - _self_
+_target_: capibench.batching.batching.Batching
 strategy:
   _target_: my_stack.pairs.Pairs
-  max_batch_size: ~
   patience_s: 0.05
+max_queue_size: 10000
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import choices, load_choice
+from choice_files import choices, load_choice
 from hypothesis import given
 from hypothesis import strategies as st
 

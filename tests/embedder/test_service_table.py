@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import load_choice
+from choice_files import load_choice
 
 from capibench.clock import Compute, run_virtual
 from capibench.config import build

@@ -9,7 +9,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from conftest import choices
+from choice_files import choices
 
 from capibench.clock import Modeled
 from capibench.errors import ConfigError, DataError

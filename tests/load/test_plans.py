@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import choices
+from choice_files import choices
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -38,6 +38,21 @@ def test_folder_gives_model_tokenizer_and_identity(folder):
     assert model.tokenizer.decode(model.tokenizer("abc é")["input_ids"]) == "abc é"
 
 
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_the_head_gets_hidden_states_without_gaps(folder, num_rows):
+    """With gaps, PyTorch copies the whole head once per row."""
+    module = load_tiny(folder).module
+    strides = []
+
+    def note(head, args):
+        strides.append(args[0].stride())
+
+    module.lm_head.register_forward_pre_hook(note)
+    with torch.no_grad():
+        module(torch.ones(num_rows, 9, dtype=torch.long), logits_to_keep=1)
+    assert strides == [(128, 128, 1)]
+
+
 def test_fingerprint_follows_weights_and_precision(folder, tmp_path):
     first = load_tiny(folder)
     assert load_tiny(folder).fingerprint == first.fingerprint

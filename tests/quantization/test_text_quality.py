@@ -68,9 +68,12 @@ def test_saved_and_loaded(model, tmp_path):
     after = TextQuality.load(tmp_path)
     for name in ("nll", "top1", "targets", "windows"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
-    (tmp_path / "text_quality.npz").write_bytes(b"no archive")
-    with pytest.raises(DataError, match=r"text_quality\.npz"):
-        TextQuality.load(tmp_path)
+    path = tmp_path / "text_quality.npz"
+    whole = path.read_bytes()
+    for damaged in (b"no archive", whole[: len(whole) // 2], whole[:60] + b"!!!!" + whole[64:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"text_quality\.npz"):
+            TextQuality.load(tmp_path)
 
 
 def test_nothing_to_score(model):
