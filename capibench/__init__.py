@@ -1,4 +1,4 @@
-"""CapiBench measures whole RAG/LLM serving stacks: index, cache, batching and quantization composed.
+"""CapiBench measures whole RAG/LLM serving stacks: index, cache, batching, quantization composed.
 
 Importing this package imports nothing heavy.
 """

@@ -58,7 +58,7 @@ def _fail(message: str) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    _hydra(["run", *arguments])
+    _hydra(arguments)
 
 
 def _study(arguments: list[str]) -> None:
@@ -71,7 +71,7 @@ def _study(arguments: list[str]) -> None:
             print(f"  {path.stem:12} {''.join(comment).lstrip('# ')}")
         return
     name, *rest = arguments
-    _hydra(["study", "-m", f"study={name}", *rest])
+    _hydra(["-m", f"study={name}", *rest])
 
 
 def _hydra(arguments: list[str]) -> None:
@@ -81,11 +81,9 @@ def _hydra(arguments: list[str]) -> None:
 
     from capibench.errors import ConfigError
 
-    command, *rest = arguments
-    sys.argv = [sys.argv[0], *rest]
+    sys.argv = [sys.argv[0], *arguments]
     # Otherwise Hydra prints its errors itself, over many lines, with exit status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # The working folder's conf is not ours; --config-dir adds a user's own.
     try:
         _hydra_main()()
     except ConfigError as error:
@@ -122,8 +120,9 @@ def _task(config: Any) -> float | None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from capibench.launch import CONFIG_ERROR_EXIT, RunSpec, home, launch
+    from capibench.launch import home, launch
     from capibench.records import RunStatus
+    from capibench.run_folder import CONFIG_ERROR_EXIT, RunSpec
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
@@ -134,22 +133,22 @@ def _task(config: Any) -> float | None:
         for key, value in hydra_config.runtime.choices.items()
         if not key.startswith("hydra/") and value is not None
     }
-    multirun = hydra_config.mode == RunMode.MULTIRUN
-    study = None
-    if multirun:
+    study, job = None, None
+    overrides = [o for o in hydra_config.overrides.task if not o.startswith("hydra.")]
+    if hydra_config.mode == RunMode.MULTIRUN:
         from capibench.study import Study
 
         study = Study(Path(hydra_config.sweep.dir).resolve())
+        job = study.job(run_dir.name)
+        sys.stderr.write(f"[{job['position'] + 1}] {' '.join(job['varied'])}\n")
     spec = RunSpec(
         config={str(key): value for key, value in resolved.items()},
         choices=choices,
-        overrides=[o for o in hydra_config.overrides.task if not o.startswith("hydra.")],
+        overrides=overrides if job is None else job["varied"],
         study=None if study is None else study.folder.name,
-        position=None if study is None else study.position(run_dir.name),
+        position=None if job is None else job["position"],
         home=str(home()),
     )
-    if study is not None:
-        sys.stderr.write(f"[{spec.position}] {' '.join(spec.overrides)}\n")
     document, code = launch(spec, run_dir.resolve())
     if code != CONFIG_ERROR_EXIT:
         _print_result(document, run_dir.resolve())
@@ -198,14 +197,13 @@ def _ui(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from capibench.study import tracking_uri
 
-    uri = options.uri or tracking_uri()
+    uri, port = options.uri or tracking_uri(), str(options.port)
     # Its background jobs start seven workers and take over a gigabyte; nothing here needs them.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     print(f"MLflow on http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
-    os.execv(  # noqa: S606 - replaces this process by the server, no shell involved
+    os.execv(
         sys.executable,
-        [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-        + ["--port", str(options.port)],
+        [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", port],
     )
 
 

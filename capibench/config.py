@@ -92,7 +92,7 @@ def _resolve(target: str, key: str, plugins: Sequence[str]) -> Any:
 
 
 def _convert(value: Any, wanted: Any, key: str, plugins: Sequence[str]) -> Any:
-    """`value` as the type `wanted`, or a ConfigError; int is taken for float, nothing else bends."""
+    """`value` as the type `wanted`, or a ConfigError; int passes for float, nothing else bends."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
@@ -22,7 +21,7 @@ PACKAGES = {
     "matplotlib": "reports",
     "pyarrow": "records",
     "hydra-core": "the command line",
-    "jupyterlab": "notebooks (pip install 'capibench[notebooks]')",
+    "jupyterlab": "notebooks: pip install 'capibench\\[notebooks]'",
 }
 
 
@@ -46,12 +45,16 @@ def _packages() -> Table:
 
 
 def _machine() -> Table:
-    from capibench.measure import environment
+    from capibench.measure.environment import describe
 
+    found = describe()
     table = Table("machine", "", title="machine")
-    for name, value in environment.describe_machine().items():
+    for name, value in (
+        found["cpu"] | {"GPU": found["gpu"], "platform": found["platform"]}
+    ).items():
         table.add_row(name, str(value))
-    table.add_row("python", platform.python_version())
+    table.add_row("memory", f"{found['memory_bytes'] / 2**30:.1f} GiB")
+    table.add_row("python", found["python"])
     for name in ("OMP_NUM_THREADS", "CAPIBENCH_HOME", "HF_HUB_OFFLINE"):
         table.add_row(f"${name}", os.environ.get(name, "(not set)"))
     return table
@@ -66,7 +69,12 @@ def _kernels() -> Table:
 
         table.add_row("precision=auto means", native_precision())
         table.add_row("torch CPU capability", torch.backends.cpu.get_cpu_capability())
-        table.add_row("oneDNN", "yes" if torch.backends.mkldnn.is_available() else "no")
+        table.add_row(
+            "oneDNN",
+            "yes"
+            if torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            else "no",
+        )
         table.add_row("int8 packed kernel", _answer(hasattr(torch, "_weight_int8pack_mm")))
         table.add_row("CUDA", _answer(torch.cuda.is_available()))
         table.add_row("torch threads unless pinned", str(torch.get_num_threads()))

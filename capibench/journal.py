@@ -71,10 +71,9 @@ def recover(run_dir: Path) -> int:
     journal = _path(run_dir)
     if not journal.is_file():
         return 0
-    rows = []
     text = journal.read_text(encoding="utf-8", errors="replace")
-    for line in text.split("\n")[:-1]:  # what follows the last line end was never finished
-        rows.append(json.loads(line))
+    # What follows the last line end was never finished.
+    rows = [json.loads(line) for line in text.split("\n")[:-1]]
     _write(rows, run_dir)
     journal.unlink()
     return len(rows)

@@ -13,51 +13,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from capibench.records import RunStatus
-
-CONFIG_ERROR_EXIT = 2
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """What the processes of a run need to know; `spec.json` in its directory."""
-
-    config: dict[str, Any]  # resolved
-    choices: dict[str, str]  # group → chosen option
-    overrides: list[str]
-    study: str | None
-    position: int | None  # in the order in which the study ran its cells
-    home: str  # where artifacts are kept
-
-    @staticmethod
-    def read(run_dir: Path) -> RunSpec:
-        return RunSpec(**json.loads((run_dir / "spec.json").read_text(encoding="utf-8")))
-
-    def write(self, run_dir: Path) -> None:
-        write_json(run_dir / "spec.json", asdict(self))
+from capibench.run_folder import CONFIG_ERROR_EXIT, RunSpec, run_document, utc_now, write_json
 
 
 def home() -> Path:
     """Where everything CapiBench writes is kept: $CAPIBENCH_HOME, or `outputs` here."""
     return Path(os.environ.get("CAPIBENCH_HOME", "outputs")).resolve()
-
-
-def write_json(path: Path, document: object) -> None:
-    """Write atomically: a reader sees the old file or the new one, never half of one."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
-    partial.replace(path)
-
-
-def utc_now() -> str:
-    """Wall time for the record only; durations come from the run's clock."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def launch(spec: RunSpec, run_dir: Path) -> tuple[dict[str, Any], int]:
@@ -68,6 +33,7 @@ def launch(spec: RunSpec, run_dir: Path) -> tuple[dict[str, Any], int]:
         `CONFIG_ERROR_EXIT` when the configuration was refused before any work.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    _set_aside(run_dir)
     spec.write(run_dir)
     started_at = utc_now()
     code = 0
@@ -86,6 +52,17 @@ def launch(spec: RunSpec, run_dir: Path) -> tuple[dict[str, Any], int]:
     if code != CONFIG_ERROR_EXIT:
         _track(spec, run_dir, outcome)
     return outcome, code
+
+
+def _set_aside(run_dir: Path) -> None:
+    """A cell that is run again keeps what its earlier attempts left, in folders of their own."""
+    if not (run_dir / "spec.json").is_file():
+        return
+    attempt = run_dir / f"attempt-{len(list(run_dir.glob('attempt-*'))) + 1}"
+    attempt.mkdir()
+    for name in ("run.json", "spec.json", "records.parquet", "journal.jsonl", "cache_l2"):
+        if (run_dir / name).exists():
+            (run_dir / name).rename(attempt / name)
 
 
 def _run_step(step: str, spec: RunSpec, run_dir: Path) -> int:
@@ -124,46 +101,6 @@ def _record_death(spec: RunSpec, run_dir: Path, started_at: str, code: int) -> N
             started_at=started_at,
         ),
     )
-
-
-def run_document(
-    spec: RunSpec,
-    run_dir: Path,
-    *,
-    status: RunStatus,
-    reason: str | None,
-    started_at: str,
-    measured: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """`run.json`: a run without a result has the same shape, with nothing measured in it."""
-    return {
-        "schema_version": 1,
-        "run_id": run_dir.name,
-        "name": spec.config["name"],
-        "study": spec.study,
-        "cell": {
-            "overrides": spec.overrides,
-            "choices": spec.choices,
-            "repeat": spec.config["repeat"],
-            "position": spec.position,
-        },
-        "status": str(status),
-        "reason": reason,
-        "started_at": started_at,
-        "ended_at": utc_now(),
-        "config": spec.config,
-        **{
-            "time": spec.choices.get("time", "real"),
-            "modeled": None,
-            "environment": {},
-            "hashes": {},
-            "facts": {},
-            "components": {},
-            "metrics": {},
-            "validity": {"latency_valid": False, "saturated": False, "reasons": []},
-            **(measured or {}),
-        },
-    }
 
 
 def _track(spec: RunSpec, run_dir: Path, document: dict[str, Any]) -> None:

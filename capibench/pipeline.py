@@ -90,9 +90,7 @@ class RagPipeline:
     async def answer(self, request: Request, intended_s: float, sent_s: float) -> RequestRecord:
         """One request, one row. `intended_s` and `sent_s` are absolute loop times."""
         row = _Row(request, intended_s, sent_s, self._now, self.origin_s)
-        deadline_s = (
-            float("inf") if request.deadline_s is None else intended_s + request.deadline_s
-        )
+        deadline_s = float("inf") if request.deadline_s is None else intended_s + request.deadline_s
         try:
             await self._answer(request, deadline_s, row)
             row.values["status"] = RequestStatus.OK

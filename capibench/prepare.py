@@ -224,11 +224,9 @@ class Preparation:
         from capibench.quantization.quality import compare
 
         baseline = self._quality(self._model_key, quantized=False)
-        if self.quantizes:
-            served = self._quality(self._quantized_key, quantized=True)
-        else:
-            served = baseline
-        return compare(baseline, served)
+        if not self.quantizes:
+            return compare(baseline, baseline)
+        return compare(baseline, self._quality(self._quantized_key, quantized=True))
 
     @property
     def quantizes(self) -> bool:

@@ -56,7 +56,9 @@ class Request:
     query_class: str
     priority: int
     max_new_tokens: int
-    intended_s: float | None  # offset from load start; None in a closed loop (sent when a user is free)
+    intended_s: (
+        float | None
+    )  # offset from load start; None in a closed loop (sent when a user is free)
     deadline_s: float | None  # seconds after the intended time; None: no deadline
     phase: Phase
 
@@ -108,7 +110,9 @@ class RequestRecord:
     generate_queue_s: float
     generate_s: float
     store_s: float
-    served_by: str  # "result_l1", "result_l2", "output_l1", "output_l2", "engine"; "" when it failed
+    served_by: (
+        str  # "result_l1", "result_l2", "output_l1", "output_l2", "engine"; "" when it failed
+    )
     result_cache: str  # "l1", "l2", "miss", or "off" when it was not consulted
     embedding_cache: str
     output_cache: str

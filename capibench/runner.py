@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from capibench.errors import ConfigError, ImpossibleCombination
 from capibench.journal import Journal
-from capibench.launch import CONFIG_ERROR_EXIT, RunSpec, run_document, utc_now, write_json
 from capibench.records import RequestRecord, RunStatus
+from capibench.run_folder import CONFIG_ERROR_EXIT, RunSpec, run_document, utc_now, write_json
 
 if TYPE_CHECKING:
     from capibench.load.driver import Window
@@ -40,9 +40,7 @@ def main(arguments: list[str]) -> int:
     started_at = utc_now()
 
     def end(status: RunStatus, reason: str) -> None:
-        document = run_document(
-            spec, run_dir, status=status, reason=reason, started_at=started_at
-        )
+        document = run_document(spec, run_dir, status=status, reason=reason, started_at=started_at)
         write_json(run_dir / "run.json", document)
 
     try:
@@ -122,7 +120,7 @@ class _Loaded:
 def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
     """The measured half of a run; returns the finished `run.json` document."""
     from capibench.measure import environment, noise
-    from capibench.measure.memory import peak_bytes, reset_peak, resident_bytes
+    from capibench.measure.memory import peak_bytes, reset_peak
     from capibench.measure.summary import rows_frame, summarize
     from capibench.stack import build_choices
 
@@ -137,7 +135,7 @@ def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
     plan = _plan(choices, spec, corpus)
 
     virtual = spec.choices.get("time") == "virtual"
-    noise_before_s = None if virtual else noise.calibrate()
+    noise_before_s = 0.0 if virtual else noise.calibrate()
     gc.collect()
     gc.freeze()  # what was loaded stays; collecting it again would only pause the run
     reset_peak()
@@ -146,7 +144,10 @@ def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
             _serve(choices, spec, run_dir, loaded, corpus, plan, journal)
         )
     if not virtual:
-        loaded.facts["noise.drift"] = noise.drift(noise_before_s, noise.calibrate())
+        noise_after_s = noise.calibrate()
+        loaded.facts["noise.before_s"] = noise_before_s
+        loaded.facts["noise.after_s"] = noise_after_s
+        loaded.facts["noise.drift"] = noise.drift(noise_before_s, noise_after_s)
         loaded.facts["memory.resident_bytes"] = served["resident_bytes"]
         loaded.facts["memory.peak_bytes"] = peak_bytes()
     loaded.components.update(served["components"])

@@ -50,7 +50,7 @@ class Choices:
 
     @property
     def modeled(self) -> bool:
-        """True when any part states its time instead of working: never ranked with measured runs."""
+        """Whether any part states its time instead of working: never ranked with measured runs."""
         return any(part.modeled for part in (self.engine, self.embedder, self.index))
 
 

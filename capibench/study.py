@@ -18,15 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from capibench.config import build
 from capibench.errors import ConfigError, RunFailed
-from capibench.launch import (
-    CONFIG_ERROR_EXIT,
-    default_tracking_uri,
-    home,
-    utc_now,
-    write_json,
-)
+from capibench.launch import default_tracking_uri, home
 from capibench.records import RunStatus
+from capibench.run_folder import CONFIG_ERROR_EXIT, utc_now, write_json
+from capibench.tracking.tracker import TrackingError
 
 DONE = (RunStatus.FINISHED, RunStatus.SKIPPED)
 
@@ -37,6 +34,7 @@ class Job:
 
     key: str  # names its folder; the same for the same overrides and repetition
     overrides: list[str]
+    varied: list[str]  # those of them that differ between cells: what tells this one from others
     repeat: int
     position: int
 
@@ -44,23 +42,26 @@ class Job:
 def plan_blocks(cells: Sequence[Sequence[str]], repeats: int, order_seed: int) -> list[Job]:
     """Blocks of all cells, each in a random order of its own (randomised complete blocks)."""
     jobs: list[Job] = []
+    everywhere = set.intersection(*(set(cell) for cell in cells)) if len(cells) > 1 else set()
     for repeat in range(repeats):
         order = np.random.default_rng((order_seed, repeat)).permutation(len(cells))
         for cell in order:
             position = len(jobs)
-            key = f"{_slug(cells[cell])}-r{repeat}"
+            varied = [override for override in cells[cell] if override not in everywhere]
+            key = f"{_slug(varied, cells[cell])}-r{repeat}"
             overrides = [
                 *cells[cell],
                 *([f"repeat={repeat}"] if repeats > 1 else []),
                 f"hydra.sweep.subdir={key}",
             ]
-            jobs.append(Job(key, overrides, repeat, position))
+            jobs.append(Job(key, overrides, varied, repeat, position))
     return jobs
 
 
-def _slug(overrides: Sequence[str]) -> str:
-    """A readable folder name; the hash keeps two long or odd ones apart."""
-    values = [override.partition("=")[2] for override in overrides]
+def _slug(varied: Sequence[str], overrides: Sequence[str]) -> str:
+    """A readable folder name from what varies; the hash of all overrides keeps a study that is
+    resumed with other fixed values from taking these runs for its own."""
+    values = [override.partition("=")[2] for override in varied]
     text = re.sub(r"[^A-Za-z0-9_.]+", "_", "-".join(values)).strip("_.")[:60]
     digest = hashlib.blake2b("\n".join(overrides).encode(), digest_size=3).hexdigest()
     return f"{text}-{digest}" if text else digest
@@ -92,7 +93,7 @@ class Study:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "cells.json", list(configs))
-        checked = subprocess.run(  # noqa: S603 - our own module
+        checked = subprocess.run(
             [sys.executable, "-m", "capibench.runner", "check", str(self.folder)],
             stdout=subprocess.PIPE,
             text=True,
@@ -103,9 +104,15 @@ class Study:
         if checked.returncode != 0:
             raise RunFailed(f"checking the study's cells ended with {checked.returncode}")
 
-    def begin(self, jobs: Sequence[Job], num_skipped: int, tracking: Mapping[str, Any]) -> None:
+    def begin(
+        self,
+        jobs: Sequence[Job],
+        num_skipped: int,
+        tracking: Mapping[str, Any],
+        plugins: Sequence[str],
+    ) -> None:
         """Announce, and let the tracker make its store before several processes want it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._open_tracker(tracking, plugins)
         write_json(
             self.folder / "study.json",
             {
@@ -114,11 +121,18 @@ class Study:
                 "begun_at": utc_now(),
                 "command": ["capibench", *sys.argv[1:]],
                 "tracking_target": tracking["_target_"],
-                "positions": {job.key: job.position for job in jobs},
+                "jobs": {job.key: {"position": job.position, "varied": job.varied} for job in jobs},
             },
         )
         again = f", {num_skipped} finished before" if num_skipped else ""
         sys.stderr.write(f"study {self.folder.name}: {len(jobs)} runs{again}\n")
+
+    def _open_tracker(self, tracking: Mapping[str, Any], plugins: Sequence[str]) -> None:
+        try:
+            build(tracking, "tracking", plugins).open(tracking_uri())
+        except TrackingError as error:
+            # Each run says in its own record that it could not be logged; the study goes on.
+            sys.stderr.write(f"tracking will fail: {error}\n")
 
     def record(self, document: Mapping[str, Any]) -> None:
         """One line per ended run."""
@@ -132,11 +146,11 @@ class Study:
         with self._ledger.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def position(self, key: str) -> int | None:
-        """Where in its order the study ran this key."""
+    def job(self, key: str) -> dict[str, Any]:
+        """Where in its order the study runs this key, and which overrides are its own."""
         document = json.loads((self.folder / "study.json").read_text(encoding="utf-8"))
-        position: int | None = document["positions"].get(key)
-        return position
+        job: dict[str, Any] = document["jobs"][key]
+        return job
 
     def end(self) -> None:
         """The table, the report, and where to look next."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
+from choice_files import choices, load_choice
 
 from capibench.config import build, conf_dir
 from capibench.errors import ConfigError
-from choice_files import choices, load_choice
 
 
 class Colour(enum.Enum):
@@ -58,9 +58,7 @@ GOOD: dict[str, Any] = {
 
 def test_builds_nested_and_typed() -> None:
     whole = build(GOOD, "group", [ME])
-    assert whole == Whole(
-        "x", 2.0, None, "a", Colour.RED, [1, 2], {1: 0.5, 2: 1.0}, Part(3), True
-    )
+    assert whole == Whole("x", 2.0, None, "a", Colour.RED, [1, 2], {1: 0.5, 2: 1.0}, Part(3), True)
     assert isinstance(whole.rate, float)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from capibench.measure.slo import Slo
 from capibench.report.formatting import format_value
-from capibench.report.results import RunResult, Study
+from capibench.report.results import Study
+from capibench.report.runs import RunResult
 
 
 def conditions(study: Study) -> list[tuple[str, str]]:
@@ -57,7 +58,9 @@ def _load(run: RunResult) -> str:
     shown = [
         f"{key.replace('_', ' ')} {value}"
         for key, value in config.items()
-        if key != "_target_" and isinstance(value, int | float | str) and not isinstance(value, bool)
+        if key != "_target_"
+        and isinstance(value, int | float | str)
+        and not isinstance(value, bool)
     ]
     return ", ".join([run.choices.get("load", "load"), *shown[:8]])
 

@@ -35,7 +35,9 @@ def format_interval(metric: str, low: float | None, high: float | None) -> str:
     """`[40, 45]`; an end that the sample could not bound is left open."""
     if low is None and high is None:
         return ""
-    ends = [format_value(metric, end).rstrip("%") if end is not None else "?" for end in (low, high)]
+    ends = [
+        format_value(metric, end).rstrip("%") if end is not None else "?" for end in (low, high)
+    ]
     return f"[{ends[0]}, {ends[1]}]"
 
 

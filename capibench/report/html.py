@@ -10,13 +10,14 @@ from html import escape
 from pathlib import Path
 
 import capibench
-from capibench.measure.metrics import METRICS
+from capibench.measure.metrics import BY_NAME, METRICS
 from capibench.records import RunStatus
 from capibench.report import conditions
 from capibench.report.figures import pictures
 from capibench.report.formatting import MISSING, display_unit, format_interval, format_value
-from capibench.report.results import Combination, Study, read_study
-from capibench.report.tables import LEGEND, Block, Cell, Row, blocks, heading
+from capibench.report.results import Study, read_study
+from capibench.report.runs import Combination
+from capibench.report.tables import COLUMNS, LEGEND, Block, Cell, Row, blocks
 from capibench.report.verdict import Verdict, verdict
 
 FILE_NAME = "report.html"
@@ -37,9 +38,10 @@ def render(study: Study) -> str:
     """The whole page."""
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     parts = [_header(study)]
-    made = blocks(study)
-    for block in made:
-        parts.append(_without_result(block) if block.ground is None else _ground(study, block))
+    parts += [
+        _without_result(block) if block.ground is None else _ground(study, block)
+        for block in blocks(study)
+    ]
     parts += [_conditions(study), _reproduce(study), _metrics(study), _footer(study)]
     body = "\n".join(parts)
     return (
@@ -116,10 +118,12 @@ def _answer(study: Study, decided: Verdict, combinations: list[Combination]) -> 
         if decided.choice.doubts:
             doubts = "; ".join(decided.choice.doubts)
             reasons += f"<li><b class='doubt'>⚠</b> {escape(_sentence(doubts))}</li>"
+    ground = combinations[0].ground
+    modeled = " · modeled, not measured" if ground is not None and ground.modeled else ""
     if len(combinations) == 1:
-        pick, reasons = f"{pick}: the only one measured", reasons
+        pick += ": nothing to compare it with"
     return (
-        '<section class="answer"><div class="eyebrow">Answer</div>'
+        f'<section class="answer"><div class="eyebrow">Answer{modeled}</div>'
         f'<div class="pick">{pick}</div>{chips}<ul>{reasons}</ul></section>'
     )
 
@@ -140,12 +144,19 @@ def _chips(choices: Mapping[str, str | None]) -> str:
 def _table(study: Study, block: Block, decided: Verdict) -> str:
     head = "<th>combination</th>"
     head += "".join(f"<th>{escape(group)}</th>" for group in study.varying)
-    head += "".join(f'<th class="number">{escape(heading(m))}</th>' for m in block.columns)
+    head += "".join(_column_head(m) for m in block.columns)
     rows = "\n".join(_table_row(study, row, decided) for row in block.rows)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+def _column_head(metric: str) -> str:
+    unit = display_unit(metric)
+    told = f"<small>{escape(unit)}</small>" if unit else ""
+    meaning = escape(BY_NAME[metric].meaning)
+    return f'<th class="number" title="{meaning}">{escape(COLUMNS[metric])}{told}</th>'
 
 
 def _table_row(study: Study, row: Row, decided: Verdict) -> str:
@@ -156,7 +167,9 @@ def _table_row(study: Study, row: Row, decided: Verdict) -> str:
     if len(c.runs) > 1:
         told.append(f"{len(c.finished)} of {len(c.runs)} runs")
     small = f"<small>{escape(', '.join(told))}</small>" if told else ""
-    status = f' <span class="status">{escape(row.status)}</span>' if row.status != "finished" else ""
+    status = (
+        f' <span class="status">{escape(row.status)}</span>' if row.status != "finished" else ""
+    )
     baseline = study.baseline.choices if study.baseline is not None else {}
     cells = [f'<td class="label">{escape(c.label)}{status}{small}</td>']
     for group, choice in zip(study.varying, row.choices, strict=True):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from capibench.measure.metrics import BY_NAME
 from capibench.records import RunStatus
 from capibench.report.formatting import MISSING, display_unit, format_interval, format_value
-from capibench.report.results import Combination, Ground, Study
+from capibench.report.results import Study
+from capibench.report.runs import Combination, Ground
 from capibench.report.verdict import best, is_tie
 
 if TYPE_CHECKING:
@@ -32,6 +33,24 @@ COLUMNS: dict[str, str] = {
     "quality.perplexity": "perplexity",
     "model.compression_ratio": "compression",
     "memory.peak_bytes": "peak memory",
+}
+_SHORT = {
+    "success_rate": "ans-\nwered",
+    "goodput_per_s": "good-\nput",
+    "throughput.requests_per_s": "done",
+    "cache.result.hit_rate": "cache\nhits",
+    "quality.recall_at_k": "recall\n@k",
+    "quality.answer_f1": "answer\nF1",
+    "quality.perplexity": "perpl.",
+    "model.compression_ratio": "com-\npress.",
+    "memory.peak_bytes": "peak\nmemory",
+}
+# In a terminal only the figures that decide have room for their intervals.
+_INTERVAL_SHOWN = {
+    "goodput_per_s",
+    "latency.e2e.p50_ms",
+    "latency.e2e.p95_ms",
+    "latency.e2e.p99_ms",
 }
 LEGEND = (
     "[low, high]: 95 % interval, ?: too few requests to bound it · ≈ not distinguishable from the "
@@ -124,7 +143,7 @@ def _row(
             Cell(
                 format_value(metric, value.value),
                 format_interval(metric, value.low, value.high)
-                if value.value is not None and value.low != value.high
+                if value.value is not None and value.low != value.high and metric != "success_rate"
                 else "",
                 tie,
                 winners.get(metric) is c,
@@ -152,9 +171,10 @@ def terminal_table(study: Study) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Table | Text] = []
-    for block in blocks(study):
-        parts.append(_rich_without(block) if block.ground is None else _rich(study, block))
+    parts: list[Table | Text] = [
+        _rich_without(block) if block.ground is None else _rich(study, block)
+        for block in blocks(study)
+    ]
     for c in study.combinations:
         parts += [Text(f"⚠ {c.label}: {doubt}", style="yellow") for doubt in c.doubts]
     parts.append(Text(LEGEND, style="dim"))
@@ -162,27 +182,37 @@ def terminal_table(study: Study) -> Group:
 
 
 def _rich(study: Study, block: Block) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     assert block.ground is not None
-    table = Table(title=block.ground.sentence(), title_justify="left", padding=(0, 1))
+    table = Table(title=block.ground.sentence(), title_justify="left", box=box.SIMPLE_HEAD,
+                  padding=(0, 1, 0, 0))  # fmt: skip
     table.add_column("combination", no_wrap=True, style="bold")
     for group in study.varying:
-        table.add_column(group.replace("/", "\n"), overflow="fold")
+        longest = max(len(row.choices[study.varying.index(group)]) for row in block.rows)
+        table.add_column(_hyphenated(group), overflow="fold", min_width=min(longest, 10))
     for metric in block.columns:
         unit = display_unit(metric)
-        table.add_column(COLUMNS[metric] + (f"\n{unit}" if unit else ""), justify="right")
+        title = _SHORT.get(metric, COLUMNS[metric])
+        table.add_column(f"{title}\n{unit}" if unit else title, justify="right", no_wrap=True)
     for row in block.rows:
         cells: list[Text] = []
-        for cell in row.cells:
+        for metric, cell in zip(block.columns, row.cells, strict=True):
             text = Text(cell.plain(), style="bold green" if cell.best else "")
-            if cell.interval:
+            if cell.interval and metric in _INTERVAL_SHOWN:
                 text.append(f"\n{cell.interval}", style="dim not bold")
             cells.append(text)
         label = row.combination.label + (f" ({row.status})" if row.status != "finished" else "")
         table.add_row(label, *row.choices, *cells)
     return table
+
+
+def _hyphenated(group: str) -> str:
+    """A heading as narrow as the choices below it."""
+    name = group.rpartition("/")[2].replace("_", " ")
+    return name if len(name) <= 9 else f"{name[:6]}-\n{name[6:]}"
 
 
 def _rich_without(block: Block) -> Table:
@@ -202,7 +232,12 @@ def markdown_table(study: Study) -> str:
     lines: list[str] = []
     for block in blocks(study):
         if block.ground is None:
-            lines += ["**Without a result**", "", "| combination | status | reason |", "|---|---|---|"]
+            lines += [
+                "**Without a result**",
+                "",
+                "| combination | status | reason |",
+                "|---|---|---|",
+            ]
             lines += [
                 f"| {_md(r.combination.label)} | {r.status} | {_md(r.reason)} |" for r in block.rows
             ]

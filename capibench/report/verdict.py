@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from capibench.measure.metrics import BY_NAME
 from capibench.measure.stats import Difference, Statistic, paired_difference
 from capibench.report.formatting import format_value
-from capibench.report.results import Combination, Study, paired_e2e_s
+from capibench.report.pairing import paired_e2e_s
+from capibench.report.results import Study
+from capibench.report.runs import Combination
 
 _LATENCY: dict[str, Statistic] = {
     "latency.e2e.p50_ms": "p50",
@@ -23,9 +25,7 @@ _SEED = 0  # of the bootstrap: the same runs give the same report
 QUALITY = ("quality.recall_at_k", "quality.answer_f1", "quality.perplexity")
 
 
-def difference(
-    a: Combination, b: Combination, statistic: Statistic = "p95"
-) -> Difference | None:
+def difference(a: Combination, b: Combination, statistic: Statistic = "p95") -> Difference | None:
     """`b` against `a` over the same requests; None where they cannot be compared."""
     if a.ground is None or a.ground != b.ground:
         return None
@@ -74,7 +74,9 @@ def _bounds(value: float, low: float | None, high: float | None) -> tuple[float,
     return (value if low is None else low), (float("inf") if high is None else high)
 
 
-def best(candidates: list[Combination], metric: str) -> tuple[Combination | None, list[Combination]]:
+def best(
+    candidates: list[Combination], metric: str
+) -> tuple[Combination | None, list[Combination]]:
     """The best of `candidates` by its value, and those that the metric does not tell from it."""
     known = [c for c in candidates if c.number(metric) is not None]
     if not known:
@@ -109,7 +111,9 @@ def verdict(study: Study, combinations: list[Combination]) -> Verdict:
     steady = [c for c in able if not c.saturated]
     if steady and len(steady) < len(able):
         names = ", ".join(c.label for c in able if c.saturated)
-        reasons.append(f"saturated by this load, so its latency depends on the run's length: {names}")
+        reasons.append(
+            f"saturated by this load, so its latency depends on the run's length: {names}"
+        )
     pool = steady or able
     leader, ties = best(pool, "goodput_per_s")
     if leader is None:

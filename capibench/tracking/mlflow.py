@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from capibench.records import RunStatus
-from capibench.tracking.tracker import TrackingFailed
+from capibench.tracking.tracker import TrackingError
 
 _STATUS = {
     RunStatus.FINISHED: "FINISHED",
@@ -55,7 +55,7 @@ class MlflowTracker:
         """Create store and experiment where they are missing.
 
         Raises:
-            TrackingFailed: the store cannot be reached or made.
+            TrackingError: the store cannot be reached or made.
         """
         with self._client(default_uri) as client:
             self._experiment_id(client, self.uri or default_uri)
@@ -64,7 +64,7 @@ class MlflowTracker:
         """Log one ended run, below its study's parent run.
 
         Raises:
-            TrackingFailed: the store cannot be reached, or refused something.
+            TrackingError: the store cannot be reached, or refused something.
         """
         document = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
         with self._client(default_uri) as client:
@@ -102,8 +102,6 @@ class MlflowTracker:
             with warnings.catch_warnings():
                 # Deprecations inside mlflow and what it imports are not our user's business.
                 warnings.simplefilter("ignore")
-                for name in ("mlflow", "alembic"):
-                    logging.getLogger(name).setLevel(logging.ERROR)
                 yield _connect(self.uri or default_uri)
         finally:
             for name, value in before.items():
@@ -127,7 +125,7 @@ class MlflowTracker:
 
 
 class _Client:
-    """Every call of MLflow's client, with whatever it raises turned into `TrackingFailed`."""
+    """Every call of MLflow's client, with whatever it raises turned into `TrackingError`."""
 
     def __init__(self, client: Any, uri: str) -> None:
         self._client = client
@@ -141,7 +139,7 @@ class _Client:
                 return method(*arguments, **named)
             except Exception as error:
                 message = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise TrackingFailed(f"MLflow at {self._uri}: {name}: {message}") from error
+                raise TrackingError(f"MLflow at {self._uri}: {name}: {message}") from error
 
         return call
 
@@ -149,12 +147,14 @@ class _Client:
 def _connect(uri: str) -> _Client:
     from mlflow import MlflowClient
 
+    for name in ("mlflow", "alembic"):  # after the import, which sets its own levels
+        logging.getLogger(name).setLevel(logging.ERROR)
     if uri.startswith(_SQLITE):
         Path(uri.removeprefix(_SQLITE)).resolve().parent.mkdir(parents=True, exist_ok=True)
     try:
         return _Client(MlflowClient(tracking_uri=uri), uri)
     except Exception as error:
-        raise TrackingFailed(f"MLflow at {uri}: {error}") from error
+        raise TrackingError(f"MLflow at {uri}: {error}") from error
 
 
 def _parent_run(client: Any, experiment_id: str, document: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 from capibench.errors import CapiBenchError
 
 
-class TrackingFailed(CapiBenchError):
+class TrackingError(CapiBenchError):
     """The tracker could not be told about a run; its files are complete nevertheless."""
 
 

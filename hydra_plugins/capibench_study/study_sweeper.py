@@ -50,9 +50,7 @@ class StudySweeper(BasicSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         if self._repeats < 1:
-            raise ConfigError(
-                "hydra.sweeper.repeats", f"got {self._repeats}; expected at least 1"
-            )
+            raise ConfigError("hydra.sweeper.repeats", f"got {self._repeats}; expected at least 1")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         cells = self.split_arguments(overrides, None)[0]
@@ -63,7 +61,10 @@ class StudySweeper(BasicSweeper):
             finished = study.finished()
             jobs = [job for job in jobs if job.key not in finished]
         study.begin(
-            jobs, num_skipped=len(cells) * self._repeats - len(jobs), tracking=self._tracking()
+            jobs,
+            num_skipped=len(cells) * self._repeats - len(jobs),
+            tracking=self._tracking(),
+            plugins=list(self.config.plugins),
         )
         OmegaConf.save(self.config, study.folder / "multirun.yaml")
         results = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)

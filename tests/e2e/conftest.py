@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from capibench.config import conf_dir
-from capibench.launch import RunSpec
+from capibench.run_folder import RunSpec
 from capibench.runner import main as runner_main
 
 # Small enough for a test, otherwise what a run is: real passages, real questions.

@@ -62,7 +62,5 @@ def test_a_study_with_one_wrong_value_runs_nothing(capibench: Callable[..., obje
 
 def test_completion_offers_options(capibench: Callable[..., object]) -> None:
     line = "capibench run cache="
-    done = capibench(
-        "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)), COMP_CWORD="2"
-    )
+    done = capibench("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)), COMP_CWORD="2")
     assert {"cache=lru", "cache=ttl", "cache=none"} <= set(done.out.split())

@@ -35,7 +35,7 @@ def cases() -> list[tuple[str, str]]:
     return [(group, name) for group in GROUPS for name in choices(group)]
 
 
-@pytest.mark.parametrize(("group", "name"), cases(), ids="=".join)
+@pytest.mark.parametrize(("group", "name"), cases())
 def test_choice_runs(
     group: str, name: str, run_here: Callable[..., object], tmp_path: Path
 ) -> None:
@@ -57,4 +57,4 @@ def test_choice_runs(
     assert document["status"] == "finished", document["reason"]
     rows = outcome.rows
     assert (rows.status == "ok").all(), json.dumps(rows.error.tolist())
-    assert (rows.phase == "measure").sum() == document["metrics"]["requests.measured"]["value"]
+    assert document["metrics"]["success_rate"]["n"] == (rows.phase == "measure").sum() > 0

@@ -34,7 +34,7 @@ class _Answering:
 
     async def start(self, model): ...
     async def stop(self): ...
-    def count_tokens(self, prompt): return 1
+    def count_tokens(self, prompt, max_new_tokens): return 1
     def describe(self): return {"name": type(self).__name__}
 
     async def generate(self, batch, worker):
