@@ -3,7 +3,7 @@
 An artifact is a folder whose name is the hash of everything that determines it. A study of many
 runs so pays for each embedding or index once, and its cost stays on record beside it. Made in a
 hidden sibling and renamed in one step, a folder at its final place is always complete; the hashes
-in `meta.json` tell whether it still is. Standard library only.
+in `meta.json` tell whether it still is.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from capibench.errors import CapiBenchError
+
 Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
 
 META_NAME = "meta.json"
 _log = logging.getLogger(__name__)
+
+
+class ArtifactMissing(CapiBenchError):
+    """Somebody who may not make artifacts needs one that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class ArtifactStore:
     """
 
     root: Path
+    may_make: bool = True  # False: what is missing is an error, because making it would disturb
 
     def path_of(self, kind: str, key: Mapping[str, Json]) -> Path:
         """Where the artifact of `key` lies or would lie.
@@ -68,11 +75,16 @@ class ArtifactStore:
                 The order of keys does not matter.
             make: writes its files into the folder it is given. Its exception is passed on and
                 leaves nothing behind.
+
+        Raises:
+            ArtifactMissing: it is not there, and this store may not make it.
         """
         path = self.path_of(kind, key)
         found = _read(path, key, loudly=True)
         if found is not None:
             return found
+        if not self.may_make:
+            raise ArtifactMissing(f"{kind} {path.name} is not made yet")
         making = path.with_name(f".making-{path.name}-{uuid.uuid4().hex}")
         making.mkdir(parents=True)
         try:

@@ -140,7 +140,7 @@ def _task(config: Any) -> float | None:
 
         study = Study(Path(hydra_config.sweep.dir).resolve())
         job = study.job(run_dir.name)
-        sys.stderr.write(f"[{job['position'] + 1}] {' '.join(job['varied'])}\n")
+        sys.stderr.write(f"[{job['position'] + 1}/{job['of']}] {' '.join(job['varied'])}\n")
     spec = RunSpec(
         config={str(key): value for key, value in resolved.items()},
         choices=choices,
@@ -150,10 +150,11 @@ def _task(config: Any) -> float | None:
         home=str(home()),
     )
     document, code = launch(spec, run_dir.resolve())
-    if code != CONFIG_ERROR_EXIT:
+    if study is None and code != CONFIG_ERROR_EXIT:
         _print_result(document, run_dir.resolve())
     if study is not None:
         study.record(document)
+        sys.stderr.write(f"    {_in_short(document)}\n")
     elif code == CONFIG_ERROR_EXIT:
         _fail(str(document["reason"]))
     elif document["status"] != RunStatus.FINISHED:
@@ -175,6 +176,16 @@ def _print_result(document: dict[str, Any], run_dir: Path) -> None:
         "metrics": headline(document["metrics"]),
     }
     print(json.dumps(line), flush=True)
+
+
+def _in_short(document: dict[str, Any]) -> str:
+    """How one run of a study ended, in a line."""
+    if not document["metrics"]:
+        return f"{document['status']}: {document['reason']}"
+    p50, p95 = (document["metrics"][f"latency.e2e.{p}_ms"]["value"] for p in ("p50", "p95"))
+    if p50 is None:
+        return f"{document['status']}, but no request was answered"
+    return f"{document['status']}: p50 {p50:,.0f} ms, p95 {p95:,.0f} ms"
 
 
 def _report(arguments: list[str]) -> None:

@@ -1,8 +1,9 @@
 """One run, each in a process of its own: clean memory figures, and a crash kills one cell only.
 
-The launching process stays light. It writes `spec.json`, starts the two processes of the run
-(prepare: make the artifacts that are missing; measure: load, warm up, measure, write), and then
-tells the tracker. Files first, tracker second: whatever fails, the rows are on disk.
+The launching process stays light. It writes `spec.json`, starts the run's process (load, warm up,
+measure, write), and then tells the tracker. Where that process finds artifacts missing, another
+one makes them first, so that making them leaves no trace in the memory of the one that measures.
+Files first, tracker second: whatever fails, the rows are on disk.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from capibench.records import RunStatus
-from capibench.run_folder import CONFIG_ERROR_EXIT, RunSpec, run_document, utc_now, write_json
+from capibench.run_folder import (
+    CONFIG_ERROR_EXIT,
+    NOT_PREPARED_EXIT,
+    RunSpec,
+    run_document,
+    utc_now,
+    write_json,
+)
 
 
 def home() -> Path:
@@ -36,12 +44,12 @@ def launch(spec: RunSpec, run_dir: Path) -> tuple[dict[str, Any], int]:
     _set_aside(run_dir)
     spec.write(run_dir)
     started_at = utc_now()
-    code = 0
     try:
-        for step in ("prepare", "measure"):
-            code = _run_step(step, spec, run_dir)
-            if code != 0 or (run_dir / "run.json").is_file():
-                break
+        code = _run_step("measure", spec, run_dir)
+        if code == NOT_PREPARED_EXIT:
+            code = _run_step("prepare", spec, run_dir)
+            if code == 0:
+                code = _run_step("measure", spec, run_dir)
     except KeyboardInterrupt:
         _record_death(spec, run_dir, started_at, -signal.SIGINT)
         raise

@@ -14,7 +14,9 @@ from typing import Any
 
 from capibench.records import RunStatus
 
-CONFIG_ERROR_EXIT = 2  # exit status of a process that refused its configuration
+# Exit statuses of a run's process.
+CONFIG_ERROR_EXIT = 2  # it refused its configuration
+NOT_PREPARED_EXIT = 3  # artifacts are missing: prepare them, then try again
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""One run inside its own process: `python -m capibench.runner prepare|measure RUN_DIR`.
+"""The processes of a run: `python -m capibench.runner measure|prepare|check FOLDER`.
 
-prepare: build and check the choices, make the artifacts that are missing.
-measure: load the stack, calibrate the noise, warm up, measure under load, drain, write.
-check: only build and check, all cells of a study at once (RUN_DIR is the study's folder).
+measure: build and check the choices, load the stack, calibrate the noise, warm up, measure under
+    load, drain, write `run.json`; ends early with `NOT_PREPARED_EXIT` where artifacts are missing.
+prepare: make the artifacts that are missing.
+check: only build and check, all cells of a study at once (FOLDER is the study's).
 
-The launching process (`capibench.launch`) starts both and reads `run.json` afterwards.
+The launching process (`capibench.launch`) starts them and reads `run.json` afterwards.
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capibench.artifacts import ArtifactMissing, ArtifactStore
 from capibench.errors import ConfigError, ImpossibleCombination
 from capibench.journal import Journal
 from capibench.records import RequestRecord, RunStatus
-from capibench.run_folder import CONFIG_ERROR_EXIT, RunSpec, run_document, utc_now, write_json
+from capibench.run_folder import (
+    CONFIG_ERROR_EXIT,
+    NOT_PREPARED_EXIT,
+    RunSpec,
+    run_document,
+    utc_now,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from capibench.load.driver import Window
@@ -48,6 +57,8 @@ def main(arguments: list[str]) -> int:
             prepare(spec)
         else:
             write_json(run_dir / "run.json", measure(spec, run_dir, started_at))
+    except ArtifactMissing:
+        return NOT_PREPARED_EXIT
     except ImpossibleCombination as error:
         end(RunStatus.SKIPPED, str(error))
         return CONFIG_ERROR_EXIT
@@ -80,19 +91,19 @@ def check_cells(study_dir: Path) -> int:
 
 
 def prepare(spec: RunSpec) -> None:
-    """Check everything, then make what is missing."""
+    """Make what is missing."""
     from capibench.stack import build_choices
 
     choices = build_choices(spec.config)
     _pin_threads(choices.time)
-    _preparation(spec, choices).make_all()
+    _preparation(spec, choices, may_make=True).make_all()
 
 
-def _preparation(spec: RunSpec, choices: Any) -> Any:
-    from capibench.artifacts import ArtifactStore
+def _preparation(spec: RunSpec, choices: Any, may_make: bool) -> Any:
     from capibench.prepare import Preparation
 
-    return Preparation(choices, spec.config, ArtifactStore(Path(spec.home) / "artifacts"))
+    store = ArtifactStore(Path(spec.home) / "artifacts", may_make)
+    return Preparation(choices, spec.config, store)
 
 
 def _pin_threads(time: Any) -> None:
@@ -129,7 +140,7 @@ def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
     # An event loop that shares its process with a decode loop waits this long for the interpreter
     # lock at worst; the default of 5 ms would be most of a short request's latency.
     sys.setswitchinterval(0.0005)
-    preparation = _preparation(spec, choices)
+    preparation = _preparation(spec, choices, may_make=False)
     corpus = preparation.corpus
     loaded = _load(choices, preparation)
     plan = _plan(choices, spec, corpus)

@@ -149,8 +149,7 @@ class Study:
     def job(self, key: str) -> dict[str, Any]:
         """Where in its order the study runs this key, and which overrides are its own."""
         document = json.loads((self.folder / "study.json").read_text(encoding="utf-8"))
-        job: dict[str, Any] = document["jobs"][key]
-        return job
+        return {**document["jobs"][key], "of": document["num_jobs"]}
 
     def end(self) -> None:
         """The table, the report, and where to look next."""

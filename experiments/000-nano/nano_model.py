@@ -28,12 +28,16 @@ class Recipe:
     rows: int = 12
     scored_tokens: int = 2560  # logits are computed for all answer tokens and a sample of others
     answer_weight: float = 4.0
+    select_answer_weight: float = 2.0  # from select_at on: tokens that copying predicts,
+    select_weight: float = 20.0  # and those that decide which passage is copied
     optimizer: str = "muon"
     peak_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
     short_steps: int = 500  # curriculum: one short passage per question
     medium_steps: int = 1200  # curriculum: up to three short passages
+    select_at: int = 100_000  # curriculum: choosing among passages; fresh optimizer state
+    select_short_steps: int = 500  # of these, so many with short passages and easy distractors
     decay_at: int = 100_000
     decay_steps: int = 1300
     seed: int = 20
@@ -96,11 +100,13 @@ class Nano(nn.Module):
         x = rms_norm(x, self.norm).flatten(0, 1)[positions]
         logits = functional.linear(x, self.embed.weight.bfloat16()).float()
         loss = functional.cross_entropy(logits, targets, reduction="none")
+        answer, text, choice = weights > 1, weights == 1, weights > 10
         return torch.stack(
             (
                 (loss * weights).sum() / weights.sum(),
-                (loss * (weights > 1)).sum() / (weights > 1).sum(),
-                (loss * (weights == 1)).sum() / (weights == 1).sum(),
+                (loss * answer).sum() / answer.sum(),
+                (loss * text).sum() / text.sum(),
+                (loss * choice).sum() / choice.sum().clamp(min=1),
             )
         )
 

@@ -169,13 +169,17 @@ class Rows:
             self.rng.shuffle(self.order)
         return self.order.pop()
 
-    def _distractors(self, i: int, n: int) -> list[int]:
+    def _distractors(self, i: int, n: int, near: float, sibling: float) -> list[int]:
         out: list[int] = []
         for _ in range(20):
             if len(out) == n:
                 break
             u = self.rng.random()
-            pool = self.data["near"][i] if u < 0.5 else self.siblings[i] if u < 0.75 else None
+            pool: list[int] | None = None
+            if u < near:
+                pool = self.data["near"][i]
+            elif u < near + sibling:
+                pool = self.siblings[i]
             j = self.rng.choice(pool) if pool else self.rng.randrange(self.count)
             if j != i and j not in out:
                 out.append(j)
@@ -185,15 +189,22 @@ class Rows:
         """One context with its questions and answers, and the weight of each token."""
         r, d, rng = self.recipe, self.data, self.rng
         i = self._next()
+        near, sibling = 0.5, 0.25
         if step < r.short_steps:
             num, short = 1, 1.0
         elif step < r.medium_steps:
             num, short = rng.choice((1, 2, 3)), 0.85
+        elif step < r.select_at:
+            num, short = rng.choice((1, 2, 3, 3, 3)), 0.15
+        elif step < r.select_at + r.select_short_steps:
+            num, short = rng.choice((2, 3, 4, 5)), 1.0
+            near, sibling = 0.2, 0.2
         else:
             num, short = rng.choice((1, 2, 3, 3, 3)), 0.15
+            near, sibling = 0.4, 0.2
         if step >= r.short_steps and rng.random() < 0.03:
             num = 0  # no passage at all: the answer has to come from what was learnt
-        chosen = [i, *self._distractors(i, num - 1)] if num else []
+        chosen = [i, *self._distractors(i, num - 1, near, sibling)] if num else []
         rng.shuffle(chosen)
         texts = d["shorts"] if rng.random() < short else d["passages"]
         tokens: list[int] = []
@@ -207,8 +218,15 @@ class Rows:
         for j in asked:
             tokens += [self.question, *d["questions"][j], self.answer]
             weights += [0.5] * (len(tokens) - len(weights))
+            begin = len(tokens)
             tokens += [*d["heads"][j], self.end]
-            weights += [r.answer_weight] * (len(tokens) - len(weights))
+            if step < r.select_at:
+                weights += [r.answer_weight] * (len(tokens) - begin)
+                continue
+            weights += [r.select_answer_weight] * (len(tokens) - begin)
+            for k in chosen:
+                if k != j:
+                    weights[begin + parting(d["heads"][j], d["heads"][k])] = r.select_weight
         return tokens, weights
 
     def _unasked(self) -> list[int]:
@@ -239,6 +257,14 @@ class Rows:
             ids[row] = tokens[:length]
             weights[row] = w[:length]
         return torch.from_numpy(ids), torch.from_numpy(weights)
+
+
+def parting(one: list[int], other: list[int]) -> int:
+    """Where two answers part: the one token that says which passage is being copied."""
+    shared = 0
+    while shared < min(len(one), len(other)) and one[shared] == other[shared]:
+        shared += 1
+    return shared
 
 
 def pick(ids: Tensor, weights: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, ...]:

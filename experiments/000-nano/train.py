@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +83,21 @@ def train(work: Path, r: Recipe, args: argparse.Namespace) -> None:
     opts = optimizers(model, r)
     forward = torch.compile(model, dynamic=False) if args.compile else model
     stop_at: int | None = None
-    step = 0
+    step = phase_began = 0
+    if args.resume:
+        model.load_state_dict(torch.load(work / "model.pt", weights_only=True))
+        step = r.select_at = json.loads((work / "recipe.json").read_text())["steps"]
     started = time.monotonic()
     last_log = last_save = started
     log_steps = 0
-    means = np.zeros(3)
+    means = np.zeros(4)
     while stop_at is None or step < stop_at:
+        if step == r.select_at:
+            # As if resumed here, so that a training that was resumed can be run again in one go.
+            phase_began = step
+            opts = optimizers(model, r)
+            rows = Rows(data, work / "tokenizer.json", replace(r, seed=r.seed + 1))
+            rng.manual_seed(r.seed + 1)
         control = work / "decay_at"
         if stop_at is None:
             if control.exists():
@@ -96,7 +105,7 @@ def train(work: Path, r: Recipe, args: argparse.Namespace) -> None:
             if step >= r.decay_at:
                 r.decay_at = step
                 stop_at = step + r.decay_steps
-        rate = r.peak_rate * min(1.0, (step + 1) / r.warmup_steps)
+        rate = r.peak_rate * min(1.0, (step - phase_began + 1) / r.warmup_steps)
         if stop_at is not None:
             rate *= (stop_at - step) / r.decay_steps
         ids, weights = rows.batch(step)
@@ -120,11 +129,11 @@ def train(work: Path, r: Recipe, args: argparse.Namespace) -> None:
             per_s = tokens * log_steps / (now - last_log)
             print(
                 f"step {step} tokens {step * tokens / 1e6:.2f}M loss {a[0]:.3f} "
-                f"answer {a[1]:.3f} text {a[2]:.3f} rate {rate:.2e} {per_s:.0f} tok/s "
+                f"answer {a[1]:.3f} text {a[2]:.3f} choice {a[3]:.3f} rate {rate:.2e} {per_s:.0f} tok/s "
                 f"min {(now - started) / 60:.1f}",
                 flush=True,
             )
-            last_log, log_steps, means = now, 0, np.zeros(3)
+            last_log, log_steps, means = now, 0, np.zeros(4)
         if now - last_save > args.save_every_s or (stop_at is not None and step == stop_at):
             torch.save(model.state_dict(), work / "model.pt.tmp")
             (work / "model.pt.tmp").replace(work / "model.pt")
@@ -144,7 +153,7 @@ def train(work: Path, r: Recipe, args: argparse.Namespace) -> None:
             scores = score(hf, work, limit=96, kinds=("right", "three"), resamples=0)
             print(f"step {step} held-out " + json.dumps(scores), flush=True)
             last_save = last_log = time.monotonic()
-            log_steps, means = 0, np.zeros(3)
+            log_steps, means = 0, np.zeros(4)
     print(f"finished: {step} steps, {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
 
@@ -205,6 +214,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=Path("capibench/model/nano"))
     parser.add_argument("--recipe", type=Path, help="recipe.json of a finished training")
+    parser.add_argument("--resume", action="store_true", help="from DIR's checkpoint, select_at")
     parser.add_argument("--save-every-s", type=float, default=300.0)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--limit", type=int, default=None)

@@ -81,9 +81,9 @@ def run_here(tmp_path: Path, home: Path) -> Callable[..., Outcome]:
             position=None,
             home=str(home),
         ).write(run_dir)
-        code = 0
-        for step in ("prepare", "measure"):
-            code = code or runner_main([step, str(run_dir)])
+        code = runner_main(["prepare", str(run_dir)])
+        if code == 0:
+            code = runner_main(["measure", str(run_dir)])
         return Outcome(run_dir, code)
 
     return run
