@@ -119,8 +119,9 @@ class Study:
                 "schema_version": 1,
                 "study": self.folder.name,
                 "begun_at": utc_now(),
-                "command": ["capibench", *sys.argv[1:]],
+                "command": ["capibench", "run", *sys.argv[1:]],
                 "tracking_target": tracking["_target_"],
+                "num_jobs": len(jobs) + num_skipped,
                 "jobs": {job.key: {"position": job.position, "varied": job.varied} for job in jobs},
             },
         )

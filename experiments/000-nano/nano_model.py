@@ -37,7 +37,8 @@ class Recipe:
     short_steps: int = 500  # curriculum: one short passage per question
     medium_steps: int = 1200  # curriculum: up to three short passages
     select_at: int = 100_000  # curriculum: choosing among passages; fresh optimizer state
-    select_short_steps: int = 500  # of these, so many with short passages and easy distractors
+    select_rate: float = 7e-4  # at 2e-3 the loss on choices rose again
+    select_short_steps: int = 400  # of these, so many with short passages and easy distractors
     decay_at: int = 100_000
     decay_steps: int = 1300
     seed: int = 20

@@ -105,7 +105,8 @@ def train(work: Path, r: Recipe, args: argparse.Namespace) -> None:
             if step >= r.decay_at:
                 r.decay_at = step
                 stop_at = step + r.decay_steps
-        rate = r.peak_rate * min(1.0, (step - phase_began + 1) / r.warmup_steps)
+        peak = r.peak_rate if step < r.select_at else r.select_rate
+        rate = peak * min(1.0, (step - phase_began + 1) / r.warmup_steps)
         if stop_at is not None:
             rate *= (stop_at - step) / r.decay_steps
         ids, weights = rows.batch(step)
@@ -129,7 +130,8 @@ def train(work: Path, r: Recipe, args: argparse.Namespace) -> None:
             per_s = tokens * log_steps / (now - last_log)
             print(
                 f"step {step} tokens {step * tokens / 1e6:.2f}M loss {a[0]:.3f} "
-                f"answer {a[1]:.3f} text {a[2]:.3f} choice {a[3]:.3f} rate {rate:.2e} {per_s:.0f} tok/s "
+                f"answer {a[1]:.3f} text {a[2]:.3f} choice {a[3]:.3f} "
+                f"rate {rate:.2e} {per_s:.0f} tok/s "
                 f"min {(now - started) / 60:.1f}",
                 flush=True,
             )

@@ -233,9 +233,17 @@ def test_classes_that_do_not_fit_the_questions_are_named(choice: Choice) -> None
         ("poisson", {"questions": "some"}, "load.questions: got 'some'; expected one of heldout"),
         ("closed_loop", {"num_users": 0}, "load.num_users: got 0; expected at least 1"),
         ("closed_loop", {"think_time_ms": -1}, "load.think_time_ms: got -1.0; expected at least 0"),
-        ("replay", {"time_scale": 0}, "load.time_scale: got 0.0; expected above 0"),
-        ("replay", {"start_s": -1}, "load.start_s: got -1.0; expected at least 0"),
-        ("replay", {"max_new_tokens_cap": 0}, "load.max_new_tokens_cap: got 0; expected at least"),
+        (
+            "replay",
+            {"path": "t.csv", "time_scale": 0},
+            "load.time_scale: got 0.0; expected above 0",
+        ),
+        ("replay", {"path": "t.csv", "start_s": -1}, "load.start_s: got -1.0; expected at least 0"),
+        (
+            "replay",
+            {"path": "t.csv", "max_new_tokens_cap": 0},
+            "load.max_new_tokens_cap: got 0; expected at least",
+        ),
     ],
 )
 def test_senseless_values_are_refused(
