@@ -163,7 +163,7 @@ class Study:
         results = read_study(self.folder)
         page = write_report(self.folder)
         console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-        console.print(terminal_table(results))
+        console.print(terminal_table(results, console.width))
         console.print(f"report:    {page}", soft_wrap=True)
         console.print("MLflow UI: capibench ui", soft_wrap=True)
         statuses = [run.status for run in results.runs]

@@ -17,7 +17,7 @@ from capibench.report.figures import pictures
 from capibench.report.formatting import MISSING, display_unit, format_interval, format_value
 from capibench.report.results import Study, read_study
 from capibench.report.runs import Combination
-from capibench.report.tables import COLUMNS, LEGEND, Block, Cell, Row, blocks
+from capibench.report.tables import COLUMNS, LEGEND, Block, Cell, Row, blocks, choice_columns
 from capibench.report.verdict import Verdict, verdict
 
 FILE_NAME = "report.html"
@@ -143,7 +143,7 @@ def _chips(choices: Mapping[str, str | None]) -> str:
 
 def _table(study: Study, block: Block, decided: Verdict) -> str:
     head = "<th>combination</th>"
-    head += "".join(f"<th>{escape(group)}</th>" for group in study.varying)
+    head += "".join(f"<th>{escape(group)}</th>" for group in choice_columns(study))
     head += "".join(_column_head(m) for m in block.columns)
     rows = "\n".join(_table_row(study, row, decided) for row in block.rows)
     return (
@@ -166,13 +166,15 @@ def _table_row(study: Study, row: Row, decided: Verdict) -> str:
         told.append("baseline" if c.label != "baseline" else "compared against")
     if len(c.runs) > 1:
         told.append(f"{len(c.finished)} of {len(c.runs)} runs")
+    if row.differences:
+        told.append(row.differences)
     small = f"<small>{escape(', '.join(told))}</small>" if told else ""
     status = (
         f' <span class="status">{escape(row.status)}</span>' if row.status != "finished" else ""
     )
     baseline = study.baseline.choices if study.baseline is not None else {}
     cells = [f'<td class="label">{escape(c.label)}{status}{small}</td>']
-    for group, choice in zip(study.varying, row.choices, strict=True):
+    for group, choice in zip(choice_columns(study), row.choices, strict=False):
         kind = "choice set" if choice != baseline.get(group) else "choice"
         cells.append(f'<td class="{kind}">{escape(choice)}</td>')
     cells += [_table_cell(cell, c) for cell in row.cells]

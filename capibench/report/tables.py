@@ -52,6 +52,8 @@ _INTERVAL_SHOWN = {
     "latency.e2e.p95_ms",
     "latency.e2e.p99_ms",
 }
+MAX_CHOICE_COLUMNS = 3
+MIN_WIDTH_FOR_INTERVALS = 140
 LEGEND = (
     "[low, high]: 95 % interval, ?: too few requests to bound it · ≈ not distinguishable from the "
     "baseline · ★ best, and no tie · ⚠ read the notes · – not measured"
@@ -78,7 +80,8 @@ class Row:
     """One combination."""
 
     combination: Combination
-    choices: tuple[str, ...]
+    choices: tuple[str, ...]  # of the varying groups
+    differences: str  # those that are not the baseline's, in a line
     cells: tuple[Cell, ...]  # empty where the combination has no result
     status: str
     reason: str
@@ -153,11 +156,26 @@ def _row(
     return Row(
         c,
         tuple(c.choices.get(group, MISSING) for group in study.varying),
+        _differences(study, c),
         tuple(cells),
         str(c.status),
         c.reason or "",
         is_baseline,
     )
+
+
+def choice_columns(study: Study) -> tuple[str, ...]:
+    """The varying groups, where there is room for a column each; of many, a line under each
+    combination's name tells what differs from the baseline."""
+    return study.varying if len(study.varying) <= MAX_CHOICE_COLUMNS else ()
+
+
+def _differences(study: Study, c: Combination) -> str:
+    if study.baseline is None or choice_columns(study):
+        return ""
+    base = study.baseline.choices
+    set_here = [c.choices.get(g) for g in study.varying if c.choices.get(g) != base.get(g)]
+    return " · ".join(choice for choice in set_here if choice is not None)
 
 
 def _doubtful(c: Combination, metric: str) -> bool:
@@ -166,13 +184,15 @@ def _doubtful(c: Combination, metric: str) -> bool:
     return metric.startswith("latency.e2e") and (not c.latency_valid or c.saturated)
 
 
-def terminal_table(study: Study) -> Group:
-    """The comparison for rich's console."""
+def terminal_table(study: Study, width: int) -> Group:
+    """The comparison for rich's console of `width` characters; intervals need a wide one."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[Table | Text] = [
-        _rich_without(block) if block.ground is None else _rich(study, block)
+        _rich_without(block)
+        if block.ground is None
+        else _rich(study, block, intervals=width >= MIN_WIDTH_FOR_INTERVALS)
         for block in blocks(study)
     ]
     for c in study.combinations:
@@ -181,7 +201,7 @@ def terminal_table(study: Study) -> Group:
     return Group(*parts)
 
 
-def _rich(study: Study, block: Block) -> Table:
+def _rich(study: Study, block: Block, *, intervals: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -190,8 +210,8 @@ def _rich(study: Study, block: Block) -> Table:
     table = Table(title=block.ground.sentence(), title_justify="left", box=box.SIMPLE_HEAD,
                   padding=(0, 1, 0, 0))  # fmt: skip
     table.add_column("combination", no_wrap=True, style="bold")
-    for group in study.varying:
-        longest = max(len(row.choices[study.varying.index(group)]) for row in block.rows)
+    for position, group in enumerate(choice_columns(study)):
+        longest = max(len(row.choices[position]) for row in block.rows)
         table.add_column(_hyphenated(group), overflow="fold", min_width=min(longest, 10))
     for metric in block.columns:
         unit = display_unit(metric)
@@ -201,11 +221,15 @@ def _rich(study: Study, block: Block) -> Table:
         cells: list[Text] = []
         for metric, cell in zip(block.columns, row.cells, strict=True):
             text = Text(cell.plain(), style="bold green" if cell.best else "")
-            if cell.interval and metric in _INTERVAL_SHOWN:
+            if intervals and cell.interval and metric in _INTERVAL_SHOWN:
                 text.append(f"\n{cell.interval}", style="dim not bold")
             cells.append(text)
-        label = row.combination.label + (f" ({row.status})" if row.status != "finished" else "")
-        table.add_row(label, *row.choices, *cells)
+        label = Text(row.combination.label)
+        label.append(f" ({row.status})" if row.status != "finished" else "")
+        if intervals and row.differences:
+            label.append(f"\n{row.differences}", style="dim not bold")
+        choices = row.choices if choice_columns(study) else ()
+        table.add_row(label, *choices, *cells)
     return table
 
 

@@ -25,6 +25,9 @@ _SEED = 0  # of the bootstrap: the same runs give the same report
 QUALITY = ("quality.recall_at_k", "quality.answer_f1", "quality.perplexity")
 
 
+_VARIES_BY_RUN = ("memory.", "setup.")
+
+
 def difference(a: Combination, b: Combination, statistic: Statistic = "p95") -> Difference | None:
     """`b` against `a` over the same requests; None where they cannot be compared."""
     if a.ground is None or a.ground != b.ground:
@@ -52,10 +55,13 @@ def _noise_floor(a: Combination, b: Combination) -> float:
 def is_tie(a: Combination, b: Combination, metric: str) -> bool | None:
     """Whether the metric tells `a` and `b` apart; None where it cannot be compared.
 
-    Latencies are compared request by request; anything else by its intervals.
+    Latencies are compared request by request; anything else by its intervals. What differs from
+    run to run and has no interval (a process's memory, a set-up time) needs repeated runs.
     """
     if a.ground is None or a.ground != b.ground:
         return None
+    if metric.startswith(_VARIES_BY_RUN) and min(len(a.finished), len(b.finished)) < 2:
+        return True
     if metric in _LATENCY:
         found = difference(a, b, _LATENCY[metric])
         if found is not None:

@@ -39,6 +39,7 @@ class Recipe:
     select_at: int = 100_000  # curriculum: choosing among passages; fresh optimizer state
     select_rate: float = 7e-4  # at 2e-3 the loss on choices rose again
     select_short_steps: int = 400  # of these, so many with short passages and easy distractors
+    ranked_at: int = 100_000  # curriculum: better passages come first; fresh optimizer state
     decay_at: int = 100_000
     decay_steps: int = 1300
     seed: int = 20

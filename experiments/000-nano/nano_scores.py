@@ -52,6 +52,7 @@ def cases(work: Path, limit: int | None) -> list[Case]:
         distractors = [texts[j] for j in found if j != i and objects[j].body != objects[i].body][:2]
         three = [texts[i], *distractors]
         rng.shuffle(three)
+        ranked = [texts[j] for j in found[:3]]
         while True:
             wrong = rng.randrange(len(objects))
             if objects[wrong].module != objects[i].module:
@@ -60,7 +61,13 @@ def cases(work: Path, limit: int | None) -> list[Case]:
             Case(
                 objects[i].summary,
                 objects[i].head,
-                {"right": [texts[i]], "three": three, "wrong": [texts[wrong]], "none": []},
+                {
+                    "right": [texts[i]],
+                    "three": three,
+                    "retrieved": ranked,
+                    "wrong": [texts[wrong]],
+                    "none": [],
+                },
             )
         )
     rng.shuffle(out)

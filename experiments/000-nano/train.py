@@ -86,18 +86,23 @@ def train(work: Path, r: Recipe, args: argparse.Namespace) -> None:
     step = phase_began = 0
     if args.resume:
         model.load_state_dict(torch.load(work / "model.pt", weights_only=True))
-        step = r.select_at = json.loads((work / "recipe.json").read_text())["steps"]
+        step = json.loads((work / "recipe.json").read_text())["steps"]
+        if step <= r.select_at:
+            r.select_at = step
+        else:
+            r.ranked_at = step
     started = time.monotonic()
     last_log = last_save = started
     log_steps = 0
     means = np.zeros(4)
     while stop_at is None or step < stop_at:
-        if step == r.select_at:
+        if step in (r.select_at, r.ranked_at):
             # As if resumed here, so that a training that was resumed can be run again in one go.
             phase_began = step
             opts = optimizers(model, r)
-            rows = Rows(data, work / "tokenizer.json", replace(r, seed=r.seed + 1))
-            rng.manual_seed(r.seed + 1)
+            seed = r.seed + (1 if step == r.select_at else 2)
+            rows = Rows(data, work / "tokenizer.json", replace(r, seed=seed))
+            rng.manual_seed(seed)
         control = work / "decay_at"
         if stop_at is None:
             if control.exists():
@@ -152,7 +157,7 @@ def train(work: Path, r: Recipe, args: argparse.Namespace) -> None:
                 + "\n"
             )
             hf = to_transformers(model, r)
-            scores = score(hf, work, limit=96, kinds=("right", "three"), resamples=0)
+            scores = score(hf, work, limit=96, kinds=("right", "three", "retrieved"), resamples=0)
             print(f"step {step} held-out " + json.dumps(scores), flush=True)
             last_save = last_log = time.monotonic()
             log_steps, means = 0, np.zeros(4)
@@ -202,7 +207,7 @@ def evaluate(work: Path, folder: Path, limit: int | None) -> None:
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     result = {
         **perplexity(hf, work),
-        **score(hf, work, limit, ("right", "three", "wrong", "none"), resamples=5000),
+        **score(hf, work, limit, ("right", "three", "retrieved", "wrong", "none"), resamples=5000),
     }
     print(json.dumps(result, indent=1, ensure_ascii=False))
     (work / "evaluation.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -216,7 +221,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=Path("capibench/model/nano"))
     parser.add_argument("--recipe", type=Path, help="recipe.json of a finished training")
-    parser.add_argument("--resume", action="store_true", help="from DIR's checkpoint, select_at")
+    parser.add_argument("--resume", action="store_true", help="from DIR's checkpoint, next phase")
     parser.add_argument("--save-every-s", type=float, default=300.0)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--limit", type=int, default=None)

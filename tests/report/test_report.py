@@ -114,7 +114,7 @@ def test_figures_are_described_and_labelled() -> None:
 def test_terminal_table_fits_and_names_every_combination() -> None:
     study = read_study(STUDY)
     out = io.StringIO()
-    Console(file=out, width=160).print(terminal_table(study))
+    Console(file=out, width=160).print(terminal_table(study, 160))
     text = out.getvalue()
     for c in study.combinations:
         assert c.label in text
