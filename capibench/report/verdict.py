@@ -21,11 +21,9 @@ _LATENCY: dict[str, Statistic] = {
     "latency.e2e.p99_ms": "p99",
     "latency.e2e.mean_ms": "mean",
 }
+_VARIES_BY_RUN = ("memory.", "setup.")
 _SEED = 0  # of the bootstrap: the same runs give the same report
 QUALITY = ("quality.recall_at_k", "quality.answer_f1", "quality.perplexity")
-
-
-_VARIES_BY_RUN = ("memory.", "setup.")
 
 
 def difference(a: Combination, b: Combination, statistic: Statistic = "p95") -> Difference | None:

@@ -120,7 +120,12 @@ class MlflowTracker:
         if uri.startswith(_SQLITE):
             folder = Path(uri.removeprefix(_SQLITE)).resolve().parent / "mlartifacts"
             location = folder.as_uri()
-        created: str = client.create_experiment(self.experiment, artifact_location=location)
+        created: str = client.create_experiment(
+            self.experiment,
+            artifact_location=location,
+            # Opens with the list of runs; MLflow's own default is a page about LLM traces.
+            tags={"mlflow.experimentKind": "custom_model_development"},
+        )
         return created
 
 

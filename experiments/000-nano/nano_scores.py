@@ -126,6 +126,24 @@ def score(
     return table
 
 
+def copied_first(work: Path, kind: str) -> dict[str, float]:
+    """What a program would score that always answers with the first passage's first line."""
+    todo = cases(work, None)
+    said = [c.passages[kind][0].partition("\n")[0] for c in todo]
+    return {
+        "f1": round(
+            float(np.mean([token_f1(a, [c.answer]) for a, c in zip(said, todo, strict=True)])), 4
+        ),
+        "em": round(
+            float(np.mean([exact_match(a, [c.answer]) for a, c in zip(said, todo, strict=True)])),
+            4,
+        ),
+        "right_among_them": round(
+            float(np.mean([c.passages["right"][0] in c.passages[kind] for c in todo])), 4
+        ),
+    }
+
+
 def perplexity(hf: LlamaForCausalLM, work: Path, window: int = 512) -> dict[str, Any]:
     """exp of the mean loss per token over held-out documents, each from its own beginning."""
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nano_model import END_ID, PAD_ID, Nano, Recipe, to_transformers
-from nano_scores import perplexity, score
+from nano_scores import copied_first, perplexity, score
 from nano_text import PAD_TAG, Rows, pick, prepare
 from torch import nn
 from torch.nn import functional
@@ -208,6 +208,7 @@ def evaluate(work: Path, folder: Path, limit: int | None) -> None:
     result = {
         **perplexity(hf, work),
         **score(hf, work, limit, ("right", "three", "retrieved", "wrong", "none"), resamples=5000),
+        "copied_first": {k: copied_first(work, k) for k in ("three", "retrieved")},
     }
     print(json.dumps(result, indent=1, ensure_ascii=False))
     (work / "evaluation.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
