@@ -65,7 +65,7 @@ class ArtifactStore:
         return self.root / kind / digest
 
     def get_or_make(
-        self, kind: str, key: Mapping[str, Json], make: Callable[[Path], None]
+        self, kind: str, key: Mapping[str, Json], make: Callable[[Path], float | None]
     ) -> Artifact:
         """The artifact of `key`: as found, or made by `make(folder)` in an empty folder.
 
@@ -73,8 +73,9 @@ class ArtifactStore:
             kind: name of the family ("embeddings", "index"); the folder under the root.
             key: everything that determines the content (inputs' hashes, parameters, versions).
                 The order of keys does not matter.
-            make: writes its files into the folder it is given. Its exception is passed on and
-                leaves nothing behind.
+            make: writes its files into the folder it is given. It may return the seconds of the
+                part that is to count as the cost (without loading what it works on, say); else
+                the whole call counts. Its exception is passed on and leaves nothing behind.
 
         Raises:
             ArtifactMissing: it is not there, and this store may not make it.
@@ -89,8 +90,8 @@ class ArtifactStore:
         making.mkdir(parents=True)
         try:
             began_s = time.perf_counter()
-            make(making)
-            seconds = time.perf_counter() - began_s
+            counted_s = make(making)
+            seconds = time.perf_counter() - began_s if counted_s is None else counted_s
             if (making / META_NAME).exists():
                 raise ValueError(f"{kind}: an artifact may not contain a file called {META_NAME}")
             files: dict[str, tuple[str, int]] = {

@@ -90,6 +90,11 @@ def _hydra(arguments: list[str]) -> None:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_one_line(error))
+    except ValueError as error:
+        # The one mistake that Hydra reports so: GROUP=null.
+        if not str(error).startswith("Config group override"):
+            raise
+        _fail(f"{error}; expected GROUP=CHOICE")
 
 
 def _hydra_main() -> Any:
@@ -172,7 +177,7 @@ def _print_result(document: dict[str, Any], run_dir: Path) -> None:
         "run_dir": str(run_dir),
         "status": document["status"],
         "reason": document["reason"],
-        "valid": document["validity"]["latency_valid"] if document["metrics"] else None,
+        "validity": document["validity"] if document["metrics"] else None,
         "metrics": headline(document["metrics"]),
     }
     print(json.dumps(line), flush=True)

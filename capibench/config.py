@@ -31,6 +31,31 @@ def conf_dir() -> Path:
     raise ConfigError("conf", f"no configuration tree beside {package}; reinstall capibench")
 
 
+@dataclasses.dataclass(frozen=True)
+class Root:
+    """The values of the root of the tree, beside the groups."""
+
+    name: str
+    seed: int
+    repeat: int
+    plugins: Sequence[str]
+
+    def __post_init__(self) -> None:
+        for field in ("seed", "repeat"):
+            if getattr(self, field) < 0:
+                raise ConfigError(field, f"got {getattr(self, field)}; expected at least 0")
+
+
+def build_root(config: Mapping[str, Any], groups: Sequence[str]) -> Root:
+    """The root's own values, checked like a component's."""
+    hints = typing.get_type_hints(Root)
+    known = {*hints, *groups}
+    for key in config:
+        if key not in known:
+            raise ConfigError(key, f"unknown key (value {config[key]!r}); known: {_listed(hints)}")
+    return Root(**{name: _convert(config.get(name), hints[name], name, ()) for name in hints})
+
+
 def build(node: Mapping[str, Any], key: str, plugins: Sequence[str] = ()) -> Any:
     """Construct the dataclass that `node["_target_"]` names.
 

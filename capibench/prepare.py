@@ -7,11 +7,14 @@ What making them cost is kept with them and reported as set-up cost by every run
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from capibench.artifacts import Artifact, ArtifactStore
 from capibench.corpus.corpus import Corpus
 from capibench.corpus.stored import read_corpus, write_corpus
 from capibench.embedder.embedder import Vectors
+from capibench.errors import ConfigError
 from capibench.index.recall import exact_search, recall_at_k
 from capibench.index.tuning.objective import RecallSample
 from capibench.stack import Choices
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 # per cent, few enough that a quantized model is judged in seconds.
 QUALITY_TEXTS = 400
 QUALITY_TOKENS = 20_000
+QUALITY_WINDOW = 256  # tokens seen at once: matrix products with many rows, as in prefill
+FEW_ROWS = 8  # and with few, as in decoding: some quantized layers use another kernel there
+FEW_ROWS_TOKENS = 4_000
 CALIBRATION_TEXTS = 128
 ENCODE_CHUNK = 256
 
@@ -45,7 +52,11 @@ class Preparation:
 
     @cached_property
     def corpus_artifact(self) -> Artifact:
-        key = {"corpus": self.config["corpus"], "source": self.choices.corpus.source_key()}
+        key = {
+            "corpus": self.config["corpus"],
+            "source": self.choices.corpus.source_key(),
+            "code": _code("corpus"),
+        }
         return self.store.get_or_make(
             "corpus", key, lambda folder: write_corpus(self.choices.corpus.load(), folder)
         )
@@ -57,15 +68,18 @@ class Preparation:
     @cached_property
     def vectors_artifact(self) -> Artifact:
         """Vectors of all passages and of the held-out questions."""
-        key = {"corpus": self.corpus.content_hash, "embedder": self.choices.embedder.fingerprint()}
 
-        def make(folder: Path) -> None:
+        def make(folder: Path) -> float:
             self.choices.embedder.open()
+            begin_s = perf_counter()
+            passages = self._encode([p.text for p in self.corpus.passages])
+            seconds = perf_counter() - begin_s
+            np.save(folder / "passages.npy", passages)
             questions = self.corpus.questions_in("heldout")
-            np.save(folder / "passages.npy", self._encode([p.text for p in self.corpus.passages]))
             np.save(folder / "questions.npy", self._encode([q.text for q in questions]))
+            return seconds
 
-        return self.store.get_or_make("vectors", key, make)
+        return self.store.get_or_make("vectors", self._retrieval_key, make)
 
     def _encode(self, texts: list[str]) -> Vectors:
         encode = self.choices.embedder.encode
@@ -99,19 +113,30 @@ class Preparation:
         return {
             "corpus": self.corpus.content_hash,
             "embedder": self.choices.embedder.fingerprint(),
+            "code": _code("embedder"),
         }
 
     @property
     def _index_key(self) -> dict[str, Any]:
-        return {**self._retrieval_key, "index": self.choices.index.build_params()}
+        return {
+            **self._retrieval_key,
+            "index": self.choices.index.build_params(),
+            "index_code": _code("index"),
+        }
 
     @cached_property
     def index_artifact(self) -> Artifact:
         vectors = self._vectors("passages")  # first, so that its cost is not the index's
 
-        def make(folder: Path) -> None:
-            self.choices.index.build(vectors, np.arange(len(vectors), dtype=np.int64))
+        def make(folder: Path) -> float:
+            begin_s = perf_counter()
+            try:
+                self.choices.index.build(vectors, np.arange(len(vectors), dtype=np.int64))
+            except ValueError as error:  # a parameter that does not fit these vectors
+                raise ConfigError("", f"index.{error}") from error
+            seconds = perf_counter() - begin_s
             self.choices.index.save(folder / "index.bin")
+            return seconds
 
         return self.store.get_or_make("index", self._index_key, make)
 
@@ -180,35 +205,48 @@ class Preparation:
 
     @property
     def _model_key(self) -> dict[str, Any]:
-        return {"model": self.choices.model.source_key()}
+        return {"model": self.choices.model.source_key(), "code": _code("model")}
 
     @property
     def _quantized_key(self) -> dict[str, Any]:
         return {
             **self._model_key,
             "quantization": self.choices.quantization.params(),
-            "calibration": self.corpus.content_hash,
+            "calibration": [self.corpus.content_hash, CALIBRATION_TEXTS],
+            "quantization_code": _code("quantization"),
         }
 
     @cached_property
     def quantized_artifact(self) -> Artifact:
-        def make(folder: Path) -> None:
+        def make(folder: Path) -> float:
             texts = [p.text for p in self._passages("train")][:CALIBRATION_TEXTS]
-            self.choices.quantization.quantize(self.choices.model.load(), texts, folder)
+            model = self.choices.model.load()
+            begin_s = perf_counter()
+            self.choices.quantization.quantize(model, texts, folder)
+            return perf_counter() - begin_s
 
         return self.store.get_or_make("quantized", self._quantized_key, make)
 
-    def _quality(self, key: dict[str, Any], quantized: bool) -> TextQuality:
+    def _quality(self, quantized: bool, window: int, max_tokens: int) -> TextQuality:
         from capibench.quantization.quality import TextQuality, evaluate
 
         texts = [p.text for p in self._passages("heldout")][:QUALITY_TEXTS]
-        key = {**key, "corpus": self.corpus.content_hash, "tokens": QUALITY_TOKENS}
+        key = {
+            **(self._quantized_key if quantized else self._model_key),
+            "corpus": self.corpus.content_hash,
+            "texts": QUALITY_TEXTS,
+            "tokens": max_tokens,
+            "window": window,
+            "quality_code": _code("quantization"),
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+        }
 
         def make(folder: Path) -> None:
             model = self.choices.model.load()
             if quantized:
                 model, _ = self.choices.quantization.load(model, self.quantized_artifact.path)
-            evaluate(model, texts, max_tokens=QUALITY_TOKENS, window=256).save(folder)
+            evaluate(model, texts, max_tokens, window).save(folder)
 
         return TextQuality.load(self.store.get_or_make("quality", key, make).path)
 
@@ -220,13 +258,20 @@ class Preparation:
 
     @cached_property
     def text_quality(self) -> dict[str, dict[str, float | int | None]]:
-        """Perplexity of the served model, and against the unquantized one on the same tokens."""
+        """Perplexity of the served model, and against the unquantized one on the same tokens;
+        of a quantized one also where its layers see few rows at once, as they do in decoding."""
         from capibench.quantization.quality import compare
 
-        baseline = self._quality(self._model_key, quantized=False)
+        many = QUALITY_WINDOW, QUALITY_TOKENS
+        baseline = self._quality(False, *many)
         if not self.quantizes:
             return compare(baseline, baseline)
-        return compare(baseline, self._quality(self._quantized_key, quantized=True))
+        few = FEW_ROWS, FEW_ROWS_TOKENS
+        decoding = compare(self._quality(False, *few), self._quality(True, *few))
+        return {
+            **compare(baseline, self._quality(True, *many)),
+            "few_rows.perplexity_ratio": decoding["perplexity_ratio"],
+        }
 
     @property
     def quantizes(self) -> bool:
@@ -247,6 +292,15 @@ class Preparation:
                 _ = self.quantized_artifact
             if self.choices.model.meaningful:
                 _ = self.text_quality
+
+
+@cache
+def _code(room: str) -> str:
+    """Hash of a room's source: what it made is made again after its code has changed."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted((Path(__file__).parent / room).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capibench.artifacts import ArtifactMissing, ArtifactStore
-from capibench.errors import ConfigError, ImpossibleCombination
+from capibench.errors import ConfigError, DataError, ImpossibleCombination, MissingExtra
 from capibench.journal import Journal
 from capibench.records import RequestRecord, RunStatus
 from capibench.run_folder import (
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     except ImpossibleCombination as error:
         end(RunStatus.SKIPPED, str(error))
         return CONFIG_ERROR_EXIT
-    except ConfigError as error:
+    except (ConfigError, DataError, MissingExtra) as error:
         end(RunStatus.FAILED, str(error))
         return CONFIG_ERROR_EXIT
     except Exception as error:  # noqa: BLE001 - the last chance to record why this run has no result
@@ -84,7 +84,7 @@ def check_cells(study_dir: Path) -> int:
             build_choices(config)
         except ImpossibleCombination:
             continue
-        except ConfigError as error:
+        except (ConfigError, MissingExtra) as error:
             sys.stdout.write(str(error))
             return CONFIG_ERROR_EXIT
     return 0
@@ -96,7 +96,9 @@ def prepare(spec: RunSpec) -> None:
 
     choices = build_choices(spec.config)
     _pin_threads(choices.time)
-    _preparation(spec, choices, may_make=True).make_all()
+    preparation = _preparation(spec, choices, may_make=True)
+    _plan(choices, spec, preparation.corpus)  # a load that cannot be planned ends before the work
+    preparation.make_all()
 
 
 def _preparation(spec: RunSpec, choices: Any, may_make: bool) -> Any:
@@ -142,8 +144,8 @@ def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
     sys.setswitchinterval(0.0005)
     preparation = _preparation(spec, choices, may_make=False)
     corpus = preparation.corpus
-    loaded = _load(choices, preparation)
     plan = _plan(choices, spec, corpus)
+    loaded = _load(choices, preparation)
 
     virtual = spec.choices.get("time") == "virtual"
     noise_before_s = 0.0 if virtual else noise.calibrate()
@@ -219,6 +221,7 @@ def _load(choices: Any, preparation: Any) -> _Loaded:
         facts["setup.index_load_s"] = perf_counter() - begin_s
         facts["index.bytes"] = choices.index.size_bytes()
         recall = preparation.recall
+        facts["setup.index_tuning_s"] = preparation.recall_artifact.make_seconds
         if recall["effort"] is not None:
             choices.index.set_effort(recall["effort"])
         for bound in ("value", "low", "high"):

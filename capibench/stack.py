@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from capibench.config import build
+from capibench.config import build, build_root
 from capibench.errors import ConfigError, ImpossibleCombination
 
 # In the order in which they are built: what imports quickly first, so that a wrong value in a
@@ -61,11 +61,11 @@ def build_choices(config: Mapping[str, Any]) -> Choices:
         ConfigError: one value is wrong.
         ImpossibleCombination: every value is right, but together they cannot run.
     """
-    plugins = config["plugins"]
-    for name in ("seed", "repeat"):
-        if isinstance(config[name], bool) or not isinstance(config[name], int) or config[name] < 0:
-            raise ConfigError(name, f"got {config[name]!r}; expected a whole number of at least 0")
-    choices = Choices(**{group: build(config[group], group, plugins) for group in GROUPS})
+    root = build_root(config, GROUPS)
+    for group in GROUPS:
+        if config.get(group) is None:
+            raise ConfigError(group, f"nothing chosen; expected {group}=CHOICE (see run --help)")
+    choices = Choices(**{group: build(config[group], group, root.plugins) for group in GROUPS})
     check(choices, config)
     return choices
 

@@ -39,18 +39,29 @@ class Job:
     position: int
 
 
-def plan_blocks(cells: Sequence[Sequence[str]], repeats: int, order_seed: int) -> list[Job]:
+@dataclass(frozen=True, slots=True)
+class StudyCell:
+    """One combination: how it was asked for, and what that resolved to."""
+
+    overrides: list[str]
+    config: Mapping[str, Any]
+
+
+def plan_blocks(cells: Sequence[StudyCell], repeats: int, order_seed: int) -> list[Job]:
     """Blocks of all cells, each in a random order of its own (randomised complete blocks)."""
     jobs: list[Job] = []
-    everywhere = set.intersection(*(set(cell) for cell in cells)) if len(cells) > 1 else set()
+    everywhere = (
+        set.intersection(*(set(cell.overrides) for cell in cells)) if len(cells) > 1 else set()
+    )
     for repeat in range(repeats):
         order = np.random.default_rng((order_seed, repeat)).permutation(len(cells))
-        for cell in order:
+        for number in order:
+            cell = cells[number]
             position = len(jobs)
-            varied = [override for override in cells[cell] if override not in everywhere]
-            key = f"{_slug(varied, cells[cell])}-r{repeat}"
+            varied = [override for override in cell.overrides if override not in everywhere]
+            key = f"{_slug(varied, cell.config)}-r{repeat}"
             overrides = [
-                *cells[cell],
+                *cell.overrides,
                 *([f"repeat={repeat}"] if repeats > 1 else []),
                 f"hydra.sweep.subdir={key}",
             ]
@@ -58,12 +69,14 @@ def plan_blocks(cells: Sequence[Sequence[str]], repeats: int, order_seed: int) -
     return jobs
 
 
-def _slug(varied: Sequence[str], overrides: Sequence[str]) -> str:
-    """A readable folder name from what varies; the hash of all overrides keeps a study that is
-    resumed with other fixed values from taking these runs for its own."""
+def _slug(varied: Sequence[str], config: Mapping[str, Any]) -> str:
+    """A readable folder name from what varies; the hash of the resolved configuration keeps a
+    study that is resumed with other values, in overrides or in yaml, from taking these runs for
+    its own."""
     values = [override.partition("=")[2] for override in varied]
     text = re.sub(r"[^A-Za-z0-9_.]+", "_", "-".join(values)).strip("_.")[:60]
-    digest = hashlib.blake2b("\n".join(overrides).encode(), digest_size=3).hexdigest()
+    resolved = json.dumps(config, sort_keys=True).encode()
+    digest = hashlib.blake2b(resolved, digest_size=4).hexdigest()
     return f"{text}-{digest}" if text else digest
 
 
@@ -81,8 +94,13 @@ class Study:
         """Keys of the runs that need not be run again."""
         if not self._ledger.is_file():
             return set()
-        rows = map(json.loads, self._ledger.read_text(encoding="utf-8").splitlines())
-        last = {row["key"]: row["status"] for row in rows}
+        last: dict[str, str] = {}
+        for line in self._ledger.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # half a line: the launcher died while it wrote it
+                continue
+            last[row["key"]] = row["status"]
         return {key for key, status in last.items() if status in DONE}
 
     def check(self, configs: Sequence[Mapping[str, Any]]) -> None:
@@ -145,7 +163,12 @@ class Study:
             "ended_at": document["ended_at"],
         }
         with self._ledger.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            # A line begins after whatever a dying launcher may have left unfinished.
+            file.write("\n" * self._ends_in_half_a_line() + json.dumps(line) + "\n")
+
+    def _ends_in_half_a_line(self) -> bool:
+        written = self._ledger.read_bytes() if self._ledger.is_file() else b""
+        return bool(written) and not written.endswith(b"\n")
 
     def job(self, key: str) -> dict[str, Any]:
         """Where in its order the study runs this key, and which overrides are its own."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import bm25s
 
 from capibench.corpus.corpus import Corpus
+
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every index it builds
 
 
 def hit_rate(corpus: Corpus, k: int) -> tuple[float | None, int]:

@@ -65,7 +65,7 @@ def read_trace(path: str, file_format: Literal["azure", "jsonl"]) -> Trace:
         content = Path(path).read_bytes()
         lines = content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"load.path: {path}: cannot be read: {error}") from error
     parse = _azure_rows if file_format == "azure" else _jsonl_rows
     rows = sorted(parse(path, lines), key=lambda row: row.arrival_s)
     if not rows:

@@ -20,8 +20,8 @@ class PlainPrompt:
     passage_chars: int
 
     def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise ValueError(f"top_k: got {self.top_k}; expected 0 or more passages")
+        if self.top_k < 1:
+            raise ValueError(f"top_k: got {self.top_k}; expected at least 1 passage")
         if self.passage_chars < 1:
             raise ValueError(f"passage_chars: got {self.passage_chars}; expected at least 1")
 

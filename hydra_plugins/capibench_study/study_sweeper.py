@@ -44,7 +44,7 @@ class StudySweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from capibench.errors import ConfigError
-        from capibench.study import Study, plan_blocks
+        from capibench.study import Study, StudyCell, plan_blocks
 
         assert self.config is not None
         assert self.launcher is not None
@@ -53,9 +53,10 @@ class StudySweeper(BasicSweeper):
             raise ConfigError("hydra.sweeper.repeats", f"got {self._repeats}; expected at least 1")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        cells = self.split_arguments(overrides, None)[0]
+        asked = [list(cell) for cell in self.split_arguments(overrides, None)[0]]
         study = Study(Path(self.config.hydra.sweep.dir).resolve())
-        study.check([self._resolved(cell) for cell in cells])
+        cells = [StudyCell(cell, self._resolved(cell)) for cell in asked]
+        study.check([cell.config for cell in cells])
         jobs = plan_blocks(cells, self._repeats, self._order_seed)
         if not self._rerun:
             finished = study.finished()

@@ -61,7 +61,7 @@ def test_plain_answer_is_the_first_line() -> None:
 
 
 @pytest.mark.parametrize("name", ["tagged", "plain"])
-@pytest.mark.parametrize(("field", "value"), [("top_k", -1), ("passage_chars", 0)])
+@pytest.mark.parametrize(("field", "value"), [("top_k", 0), ("passage_chars", 0)])
 def test_impossible_values_are_refused_by_name(
     choice: Callable[..., Any], name: str, field: str, value: int
 ) -> None:
