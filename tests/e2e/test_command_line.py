@@ -38,7 +38,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         ("load=replay", ["load.path"]),
         ("load=replay load.path=nowhere.csv", ["load.path", "nowhere.csv"]),
         ("index=ivf index.nlist=99999 embedder=hashing", ["index.nlist", "99999"]),
-        ("corpus=null", ["corpus"]),
+        ("corpus=null", ["GROUP=CHOICE"]),
         ("name=null", ["name", "str"]),
         ("plugins=foo", ["plugins", "foo"]),
         ("prompt.top_k=0", ["prompt.top_k", "0"]),
