@@ -262,12 +262,14 @@ class _Row:
         }
         self.values["sender_s"] = sent_s - intended_s
         self._passed_s = sent_s
+        self._last_stage = "sender"
 
     def passed(self, stage: str, at_s: float | None = None) -> None:
         """The request has left `stage`: it took all the time since the stage before it."""
         now_s = self._now() if at_s is None else at_s
         self.values[f"{stage}_s"] += now_s - self._passed_s
         self._passed_s = now_s
+        self._last_stage = stage
 
     def passed_batched(self, stage: str, answered: Answered[Any]) -> None:
         """The same for a stage behind a batcher: until its batch left, and until the answer was
@@ -282,8 +284,12 @@ class _Row:
         self.values["answer"] = None
 
     def finish(self) -> RequestRecord:
+        """The row; a successful request's last stage lasts until the answer is out of here."""
+        done_s = self._now()
+        if self.values["status"] == RequestStatus.OK:
+            self.passed(self._last_stage, done_s)
         self.values["status"] = str(self.values["status"])
-        return RequestRecord(done_s=self._now() - self._origin_s, **self.values)
+        return RequestRecord(done_s=done_s - self._origin_s, **self.values)
 
 
 def _result_columns(result: Mapping[str, Any]) -> dict[str, Any]:

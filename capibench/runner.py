@@ -141,7 +141,7 @@ def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
     _pin_threads(choices.time)
     # An event loop that shares its process with a decode loop waits this long for the interpreter
     # lock at worst; the default of 5 ms would be most of a short request's latency.
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(0.00005)
     preparation = _preparation(spec, choices, may_make=False)
     corpus = preparation.corpus
     plan = _plan(choices, spec, corpus)

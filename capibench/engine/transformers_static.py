@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 
+from capibench.clock import compute_thread
 from capibench.engine.decoding import decode, unsupported_layers
 from capibench.engine.engine import Generation, GenerationRequest
 from capibench.errors import ConfigError, RequestFailed
@@ -54,10 +55,7 @@ class TransformersStatic:
                 "engine; expected a decoder with full or sliding-window attention",
             )
         self._model = model
-        self._workers = [
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"engine-{worker}")
-            for worker in range(self.num_workers)
-        ]
+        self._workers = [compute_thread(f"engine-{worker}") for worker in range(self.num_workers)]
         loop = asyncio.get_running_loop()
         self._threads_per_worker = await loop.run_in_executor(
             self._workers[0], torch.get_num_threads
