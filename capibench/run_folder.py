@@ -83,6 +83,6 @@ def run_document(
         "facts": {},
         "components": {},
         "metrics": {},
-        "validity": {"latency_valid": False, "saturated": False, "reasons": []},
+        "validity": {"latency_valid": False, "saturated": None, "reasons": []},
         **(measured or {}),
     }

@@ -8,7 +8,6 @@ import bm25s
 
 from capibench.corpus.corpus import Corpus
 
-
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every index it builds
 
 

@@ -17,7 +17,8 @@ Samples = Callable[[Measured], Array]
 
 NEEDS: dict[str, Callable[[Measured], bool]] = {
     "rows": lambda m: len(m.frame) > 0,
-    "window": lambda m: m.duration_s > 0,
+    "window": lambda m: m.duration_s > 0 and len(m.frame) > 1,  # one request spans no time
+    "trend": lambda m: len(m.frame) >= stats.TREND_REQUESTS,
     "successful": lambda m: len(m.ok) > 0,
     "tokens": lambda m: len(m.ttft_s) > 0,
     "several_tokens": lambda m: len(m.tpot_s) > 0,
@@ -134,11 +135,13 @@ def lateness_ms(measured: Measured, quantile: float) -> Estimate:
 
 
 def backlog_growth(measured: Measured) -> Estimate:
-    return Estimate(backlog(measured).growth_per_request, n=len(measured.frame))
+    trend = backlog(measured)
+    assert trend is not None
+    return Estimate(trend.growth_per_request, n=len(measured.frame))
 
 
-def backlog(measured: Measured) -> stats.Backlog:
-    """Trend of the unfinished requests over the measured arrivals."""
+def backlog(measured: Measured) -> stats.Backlog | None:
+    """Trend of the unfinished requests over the measured arrivals; None: too few to tell."""
     frame = measured.frame
     return stats.backlog_trend(
         np.asarray(frame["intended_s"], dtype=np.float64),

@@ -34,9 +34,13 @@ class Window(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a formula may look at. `frame` holds the measured rows only, by intended time."""
+    """What a formula may look at. `frame` holds the measured rows only, by intended time.
+
+    `all_rows` holds the warm-up as well: completing it is work that was done in the window.
+    """
 
     frame: Any  # pandas.DataFrame with RECORD_COLUMNS
+    all_rows: Any
     facts: Mapping[str, float | None]
     window: Window
     slo: Slo
@@ -64,8 +68,21 @@ class Measured:
 
     def stage_s(self, stage: str) -> Array:
         """Seconds that successful rows spent in a stage, those that never entered it left out."""
-        durations = self.column(f"{stage}_s")
-        return durations[durations > 0.0]
+        return self.column(f"{stage}_s")[self._entered(stage)]
+
+    def _entered(self, stage: str) -> npt.NDArray[np.bool_]:
+        """Which successful rows did that: by what became of them, for waiting may take no time."""
+        ok = self.ok
+        if stage.endswith("_cache"):
+            return np.asarray(ok[stage] != "off", dtype=np.bool_)
+        if stage in ("generate_queue", "generate"):
+            return np.asarray(ok["batch_id"].notna(), dtype=np.bool_)
+        if stage == "sender":
+            return np.ones(len(ok), dtype=np.bool_)
+        entered = ~ok["result_cache"].isin(("l1", "l2"))  # the whole answer was not found
+        if stage in ("embed_queue", "embed"):
+            entered &= ~ok["embedding_cache"].isin(("l1", "l2"))
+        return np.asarray(entered, dtype=np.bool_)
 
     @cached_property
     def stage_sum_s(self) -> Array:
@@ -103,8 +120,9 @@ class Measured:
 
     @cached_property
     def done_in_window(self) -> Any:
-        """Successful measured rows that were completed inside the window (begin, end]."""
-        return self.ok[self.in_window(self.ok["done_s"])]
+        """Successful rows of any phase that were completed inside the window (begin, end]."""
+        ok = self.all_rows[self.all_rows["status"] == RequestStatus.OK.value]
+        return ok[self.in_window(ok["done_s"])]
 
     @cached_property
     def good(self) -> npt.NDArray[np.bool_]:

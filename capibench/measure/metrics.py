@@ -61,7 +61,7 @@ def _cache(cache: str, what: str) -> list[Metric]:
         Metric(
             f"cache.{cache}.hit_rate",
             "share",
-            "higher",
+            "neither",  # a hit describes; what it is worth, latency and goodput tell
             f"Share of the look-ups of {what} that found it, of those that consulted the cache.",
             partial(formulas.hit_rate, cache=cache, tiers=("l1", "l2")),
             need,
@@ -173,7 +173,8 @@ METRICS: tuple[Metric, ...] = (
         "throughput.requests_per_s",
         "1/s",
         "higher",
-        "Requests completed inside the window, per second; the drain after it does not count.",
+        "Requests completed inside the window, per second, those of the warm-up that ended in it "
+        "included; the drain after it does not count.",
         formulas.completed_rate,
         ("rows", "window"),
         headline=True,
@@ -229,7 +230,7 @@ METRICS: tuple[Metric, ...] = (
         "Slope of the number of unfinished requests against the arrivals: the share of the load "
         "that the stack cannot keep up with.",
         formulas.backlog_growth,
-        ("rows",),
+        ("rows", "trend"),
     ),
     *_cache("result", "a whole answer"),
     *_cache("embedding", "a question's vector"),
@@ -312,6 +313,14 @@ METRICS: tuple[Metric, ...] = (
         needs=("not_modeled",),
     ),
     _fact(
+        "quality.few_rows.perplexity_ratio",
+        "ratio",
+        "lower",
+        "The same ratio where a quantized model's layers see few rows at once, as they do in "
+        "decoding: some use another kernel there.",
+        needs=("not_modeled",),
+    ),
+    _fact(
         "model.bytes",
         "bytes",
         "lower",
@@ -343,6 +352,10 @@ METRICS: tuple[Metric, ...] = (
     _setup("embedder_load", "Seconds to load the embedder."),
     _setup("embed_corpus", "Seconds to embed the corpus (paid once, then kept)."),
     _setup("index_build", "Seconds to build the index (paid once, then kept)."),
+    _setup(
+        "index_tuning",
+        "Seconds to choose the index's query effort and measure its recall (paid once, then kept).",
+    ),
     _setup("index_load", "Seconds to load the index."),
     _setup("model_load", "Seconds to load the model."),
     _setup("quantize", "Seconds to quantize the model (paid once, then kept)."),

@@ -227,11 +227,12 @@ class Backlog:
     saturated: bool
 
 
+TREND_REQUESTS = 30
 SATURATION_SHARE = 0.05
 SATURATION_REQUESTS = 5.0
 
 
-def backlog_trend(intended_s: Array, done_s: Array) -> Backlog:
+def backlog_trend(intended_s: Array, done_s: Array) -> Backlog | None:
     """Does the queue grow through the window? (open loop only)
 
     The backlog seen by each arrival is the number of earlier arrivals that are not done. Its
@@ -243,8 +244,8 @@ def backlog_trend(intended_s: Array, done_s: Array) -> Backlog:
     order = np.argsort(intended_s, kind="stable")
     arrivals, ends = intended_s[order], np.sort(done_s)
     n = len(arrivals)
-    if n < 30:
-        return Backlog(0.0, 0.0, False)
+    if n < TREND_REQUESTS:
+        return None
     backlog = np.arange(n) - np.searchsorted(ends, arrivals, side="right")
     slope = float(np.polyfit(np.arange(n), backlog, 1)[0])
     third = n // 3

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from capibench.measure import formulas
@@ -40,7 +39,7 @@ class Validity:
     """Whether the latencies may be read as those of the stack under this load."""
 
     latency_valid: bool
-    saturated: bool
+    saturated: bool | None  # None: too few requests to tell
     reasons: tuple[str, ...]
 
 
@@ -81,7 +80,8 @@ def summarize(
     """Every metric of the table for one run.
 
     Args:
-        rows: all rows, warm-up included (it enters no metric), as records or as a frame.
+        rows: all rows, as records or as a frame. Of the warm-up only the completions inside the
+            window count, as throughput.
         facts: values recorded outside the rows, by metric name (see `metrics.METRICS`).
         window: on the same clock as the rows.
         slo: decides which requests are good.
@@ -92,7 +92,7 @@ def summarize(
     frame = rows if isinstance(rows, pd.DataFrame) else rows_frame(rows)
     measure = frame[frame["phase"] == Phase.MEASURE.value]
     measure = measure.sort_values(["intended_s", "request_id"], kind="stable")
-    measured = Measured(measure, facts, window, slo, seed, relevance, modeled)
+    measured = Measured(measure, frame, facts, window, slo, seed, relevance, modeled)
     metrics = {metric.name: _value(metric, measured) for metric in METRICS}
     return Summary(metrics, _validity(measured, metrics))
 
@@ -172,7 +172,7 @@ def _validity(measured: Measured, metrics: Mapping[str, MetricValue]) -> Validit
             "the others"
         )
     backlog = formulas.backlog(measured)
-    if backlog.saturated:
+    if backlog is not None and backlog.saturated:
         reasons.append(
             f"saturated: the queue grew by {backlog.growth:.0f} requests through the window; "
             "latency is a function of the run's length"
@@ -183,4 +183,4 @@ def _validity(measured: Measured, metrics: Mapping[str, MetricValue]) -> Validit
     sum_ok = metrics["stages.sum_ok_share"].value
     if sum_ok is not None and sum_ok < 0.99:
         reasons.append(f"stage times add up for {sum_ok:.1%} of the requests only (99 % expected)")
-    return Validity(valid, bool(np.bool_(backlog.saturated)), tuple(reasons))
+    return Validity(valid, None if backlog is None else backlog.saturated, tuple(reasons))

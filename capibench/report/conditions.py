@@ -7,7 +7,7 @@ from typing import Any
 from capibench.measure.slo import Slo
 from capibench.report.formatting import format_value
 from capibench.report.results import Study
-from capibench.report.runs import RunResult
+from capibench.report.runs import Ground, RunResult
 
 
 def conditions(study: Study) -> list[tuple[str, str]]:
@@ -36,6 +36,17 @@ def load_sentence(study: Study) -> str:
     return f"Load: {loads}." if loads else ""
 
 
+def ground_sentence(study: Study, ground: Ground) -> str:
+    """What the runs of a block share; the load and objectives where the study has several."""
+    text = ground.sentence()
+    run = next(c.finished[0] for c in study.combinations if c.ground == ground)
+    if len({other.load for other in study.grounds}) > 1:
+        text += f"; load {_load(run)}, seed {run.document['config'].get('seed', '?')}"
+    if len({other.slo for other in study.grounds}) > 1:
+        text += f"; objectives {_objectives(run) or 'none'}"
+    return text
+
+
 def code_sentence(study: Study) -> str:
     """Which code made these numbers."""
     found = {
@@ -55,9 +66,11 @@ def _load(run: RunResult) -> str:
     config = run.document["config"].get("load")
     if not isinstance(config, dict):
         return ""
+    sent = run.value("success_rate").n  # a replay may hold fewer than were asked for
+    told = {**config, "num_requests": sent} if sent and "num_requests" in config else config
     shown = [
         f"{key.replace('_', ' ')} {value}"
-        for key, value in config.items()
+        for key, value in told.items()
         if key != "_target_"
         and isinstance(value, int | float | str)
         and not isinstance(value, bool)
@@ -158,8 +171,8 @@ def _same(study: Study) -> str:
 def _validity(runs: list[RunResult]) -> str:
     measured = [run for run in runs if run.document["metrics"]]
     invalid = sum(not run.latency_valid for run in measured)
-    saturated = sum(run.saturated for run in measured)
-    return (
-        f"{len(measured) - invalid} of {len(measured)} runs with a punctual sender, "
-        f"{saturated} saturated"
-    )
+    saturated = sum(run.saturated is True for run in measured)
+    unknown = sum(run.saturated is None for run in measured)
+    text = f"{len(measured) - invalid} of {len(measured)} runs with a punctual sender, "
+    text += f"{saturated} saturated"
+    return text + (f", {unknown} with too few requests to tell" if unknown else "")

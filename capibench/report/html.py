@@ -80,7 +80,8 @@ def _ground(study: Study, block: Block) -> str:
     combinations = [row.combination for row in block.rows]
     decided = verdict(study, combinations)
     several = len(study.grounds) > 1
-    title = f"<h2>{escape(block.ground.sentence())}</h2>" if several else ""
+    sentence = escape(conditions.ground_sentence(study, block.ground))
+    title = f"<h2>{sentence}</h2>" if several else ""
     if several:
         title += "<p class='caption'>Compared only among themselves.</p>"
     return "\n".join(
@@ -88,7 +89,7 @@ def _ground(study: Study, block: Block) -> str:
             title,
             _answer(study, decided, combinations),
             "<h2>Compared</h2>",
-            f'<p class="caption">{escape(block.ground.sentence())}. {escape(LEGEND)}.</p>',
+            f'<p class="caption">{sentence}. {escape(LEGEND)}.</p>',
             _table(study, block, decided),
             _doubts(combinations),
             "<h2>Pictures</h2>",
@@ -172,7 +173,7 @@ def _table_row(study: Study, row: Row, decided: Verdict) -> str:
     status = (
         f' <span class="status">{escape(row.status)}</span>' if row.status != "finished" else ""
     )
-    baseline = study.baseline.choices if study.baseline is not None else {}
+    baseline = study.baseline_of(c).choices
     cells = [f'<td class="label">{escape(c.label)}{status}{small}</td>']
     for group, choice in zip(choice_columns(study), row.choices, strict=False):
         kind = "choice set" if choice != baseline.get(group) else "choice"
@@ -184,6 +185,8 @@ def _table_row(study: Study, row: Row, decided: Verdict) -> str:
 
 def _table_cell(cell: Cell, c: Combination) -> str:
     text = escape(cell.text)
+    if cell.few_samples:
+        text = f'<span title="too few requests beyond this percentile">~</span>{text}'
     if cell.tie:
         text = f'<span class="tie" title="not distinguishable from the baseline">≈</span> {text}'
     if cell.best:

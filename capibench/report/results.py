@@ -2,12 +2,13 @@
 
 A `Combination` is what was composed; its runs differ only in the repetition. Combinations are
 compared only on the same `Ground`: measured with measured, on the same corpus, under the same
-kind of clock.
+load, objectives and kind of clock.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,33 +55,35 @@ class Study:
 
     @cached_property
     def combinations(self) -> tuple[Combination, ...]:
-        """Baseline first, then as the study lists them."""
-        groups: dict[tuple[Any, ...], list[RunResult]] = {}
+        """The plainest first, so that the first on a ground is its baseline."""
+        groups: dict[str, list[RunResult]] = {}
         for run in self.runs:
-            key = (tuple(sorted(run.choices.items())), run.settings)
-            groups.setdefault(key, []).append(run)
+            groups.setdefault(run.composed, []).append(run)
+        seen: Counter[str] = Counter()
         combinations = [
             Combination(
-                self._label(runs[0]),
+                self._unique_label(runs[0], seen),
                 runs[0].choices,
                 runs[0].settings,
                 tuple(sorted(runs, key=lambda run: run.repeat)),
             )
             for runs in groups.values()
         ]
-        baseline = max(combinations, key=self._plainness, default=None)
-        rest = [combination for combination in combinations if combination is not baseline]
-        rest.sort(key=lambda c: (self._plainness(c)[2] * -1, c.label))
-        return tuple([baseline, *rest] if baseline is not None else [])
+        return tuple(sorted(combinations, key=self._order))
 
-    def _plainness(self, combination: Combination) -> tuple[bool, bool, int]:
+    def _order(self, combination: Combination) -> tuple[bool, bool, int, str]:
         """The baseline: called so, or the one with most parts absent or exact; it must have run."""
         plain = sum(combination.choices.get(group) in _NO_EFFECT for group in self.varying)
-        return bool(combination.finished), combination.label == "baseline", plain
+        called = combination.label.partition(", ")[0] == "baseline"
+        return not combination.finished, not called, -plain, combination.label
 
     @property
     def baseline(self) -> Combination | None:
         return self.combinations[0] if self.combinations else None
+
+    def baseline_of(self, combination: Combination) -> Combination:
+        """What `combination` is compared against: the plainest on its ground."""
+        return next(c for c in self.combinations if c.ground == combination.ground)
 
     @cached_property
     def varying(self) -> tuple[str, ...]:
@@ -94,6 +97,12 @@ class Study:
             if group.partition("/")[0] not in _NOT_A_PART
             and len({run.choices.get(group) for run in runs}) > 1
         )
+
+    def _unique_label(self, run: RunResult, seen: Counter[str]) -> str:
+        """Two rows never have one name, even where only a configuration's file changed."""
+        label = self._label(run)
+        seen[label] += 1
+        return label if seen[label] == 1 else f"{label} ({seen[label]})"
 
     def _label(self, run: RunResult) -> str:
         experiment = run.choices.get("experiment")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,10 +35,17 @@ class Ground:
     modeled: bool
     corpus: str
     time: str
+    load: str  # canonical JSON of the load's configuration and the seed it is drawn with
+    slo: str  # canonical JSON of the objectives
 
     def sentence(self) -> str:
         kind = "Modeled" if self.modeled else "Measured"
         return f"{kind} under {self.time} time, corpus {self.corpus[:12] or 'unknown'}"
+
+
+def canonical(node: Any) -> str:
+    """The same text for the same configuration."""
+    return json.dumps(node, sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -80,19 +88,31 @@ class RunResult:
 
     @cached_property
     def settings(self) -> tuple[str, ...]:
-        """Overrides of single values (`load.rate_per_s=4`), which no choice shows."""
+        """Overrides of single values (`load.rate_per_s=4`, `seed=2`), which no choice shows."""
         return tuple(
             override
             for override in self.document["cell"]["overrides"]
-            if "." in override.partition("=")[0] and not override.startswith(("hydra", "+hydra"))
+            if override.partition("=")[0].lstrip("+~") not in (*self.choices, "repeat", "name")
+            and not override.startswith(("hydra", "+hydra"))
         )
 
-    @property
+    @cached_property
+    def composed(self) -> str:
+        """What was composed, whatever it is called, tracked by or repeated."""
+        config = self.document["config"]
+        kept = {k: v for k, v in config.items() if k not in ("repeat", "name", "tracking")}
+        choices = sorted(item for item in self.choices.items() if item[0] != "tracking")
+        return canonical([choices, kept])
+
+    @cached_property
     def ground(self) -> Ground:
+        config = self.document["config"]
         return Ground(
             bool(self.document["modeled"]),
             str(self.document["hashes"].get("corpus", "")),
             str(self.document["time"]),
+            canonical([config.get("load"), config.get("seed")]),
+            canonical(config.get("slo")),
         )
 
     @property
@@ -105,8 +125,9 @@ class RunResult:
         return bool(self.document["validity"]["latency_valid"])
 
     @property
-    def saturated(self) -> bool:
-        return bool(self.document["validity"]["saturated"])
+    def saturated(self) -> bool | None:
+        saturated: bool | None = self.document["validity"]["saturated"]
+        return saturated
 
     @property
     def doubts(self) -> list[str]:
@@ -172,7 +193,12 @@ class Combination:
 
     @property
     def saturated(self) -> bool:
-        return any(run.saturated for run in self.finished)
+        """Known to be; a run of few requests claims neither."""
+        return any(run.saturated is True for run in self.finished)
+
+    @property
+    def failed_requests(self) -> bool:
+        return any((run.value("success_rate").value or 0.0) < 1.0 for run in self.finished)
 
     @property
     def doubts(self) -> list[str]:
@@ -188,12 +214,12 @@ class Combination:
         if not known:
             return Value(None, flags=flags)
         numbers = [v.value for v in known if v.value is not None]
-        lows = [v.low if v.low is not None else v.value for v in known]
-        highs = [v.high if v.high is not None else v.value for v in known]
+        lows = [v.low for v in known if v.low is not None]
+        highs = [v.high for v in known if v.high is not None]
         return Value(
             float(np.median(numbers)),
-            min(low for low in lows if low is not None),
-            max(high for high in highs if high is not None),
+            min(lows) if len(lows) == len(known) else None,  # one open end leaves the whole open
+            max(highs) if len(highs) == len(known) else None,
             sum(v.n for v in known if v.n) or None,
             flags,
         )

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from capibench.measure.metrics import BY_NAME
 from capibench.records import RunStatus
+from capibench.report.conditions import ground_sentence
 from capibench.report.formatting import MISSING, display_unit, format_interval, format_value
 from capibench.report.results import Study
 from capibench.report.runs import Combination, Ground
-from capibench.report.verdict import best, is_tie
+from capibench.report.verdict import best, is_bounded, is_tie
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -56,7 +57,8 @@ MAX_CHOICE_COLUMNS = 3
 MIN_WIDTH_FOR_INTERVALS = 140
 LEGEND = (
     "[low, high]: 95 % interval, ?: too few requests to bound it · ≈ not distinguishable from the "
-    "baseline · ★ best, and no tie · ⚠ read the notes · – not measured"
+    "baseline · ★ best, and no tie · ~ too few requests beyond this percentile · ⚠ read the notes "
+    "· – not measured"
 )
 
 
@@ -69,9 +71,15 @@ class Cell:
     tie: bool = False
     best: bool = False
     doubtful: bool = False
+    few_samples: bool = False
 
     def plain(self) -> str:
-        mark = ("≈ " if self.tie else "") + self.text + (" ★" if self.best else "")
+        mark = (
+            ("≈ " if self.tie else "")
+            + ("~" if self.few_samples else "")
+            + self.text
+            + (" ★" if self.best else "")
+        )
         return mark + (" ⚠" if self.doubtful else "")
 
 
@@ -123,8 +131,12 @@ def _block(study: Study, ground: Ground, combinations: list[Combination]) -> Blo
     for metric in columns:
         if BY_NAME[metric].better == "neither" or len(combinations) < 2:
             continue
-        leader, ties = best(combinations, metric)
-        if leader is not None and not ties and not _doubtful(leader, metric):
+        # The latency of what failed requests is never the best (METHOD, rule 3).
+        able = [c for c in combinations if not (_is_latency(metric) and c.failed_requests)]
+        leader, ties = best(able, metric)
+        if leader is None or ties or not is_bounded(leader, metric):
+            continue
+        if not _doubtful(leader, metric):
             winners[metric] = leader
     return Block(ground, columns, tuple(_row(study, c, columns, winners) for c in combinations))
 
@@ -132,13 +144,13 @@ def _block(study: Study, ground: Ground, combinations: list[Combination]) -> Blo
 def _row(
     study: Study, c: Combination, columns: tuple[str, ...], winners: dict[str, Combination]
 ) -> Row:
-    baseline = study.baseline
+    baseline = study.baseline_of(c)
     is_baseline = c is baseline
     cells = []
     for metric in columns:
         value = c.value(metric)
         tie = False
-        if baseline is not None and not is_baseline and value.value is not None:
+        if not is_baseline and value.value is not None:
             # An equal value needs no mark.
             same = value.value == baseline.number(metric)
             tie = not same and bool(is_tie(baseline, c, metric))
@@ -151,6 +163,7 @@ def _row(
                 tie,
                 winners.get(metric) is c,
                 value.value is not None and _doubtful(c, metric),
+                value.value is not None and "few_samples" in value.flags,
             )
         )
     return Row(
@@ -171,17 +184,21 @@ def choice_columns(study: Study) -> tuple[str, ...]:
 
 
 def _differences(study: Study, c: Combination) -> str:
-    if study.baseline is None or choice_columns(study):
+    if choice_columns(study):
         return ""
-    base = study.baseline.choices
+    base = study.baseline_of(c).choices
     set_here = [c.choices.get(g) for g in study.varying if c.choices.get(g) != base.get(g)]
     return " · ".join(choice for choice in set_here if choice is not None)
 
 
 def _doubtful(c: Combination, metric: str) -> bool:
     if metric == "success_rate":
-        return (c.number(metric) or 0.0) < 1.0
-    return metric.startswith("latency.e2e") and (not c.latency_valid or c.saturated)
+        return c.failed_requests
+    return _is_latency(metric) and (not c.latency_valid or c.saturated or c.failed_requests)
+
+
+def _is_latency(metric: str) -> bool:
+    return metric.startswith(("latency.", "ttft.", "tpot."))
 
 
 def terminal_table(study: Study, width: int) -> Group:
@@ -207,7 +224,8 @@ def _rich(study: Study, block: Block, *, intervals: bool) -> Table:
     from rich.text import Text
 
     assert block.ground is not None
-    table = Table(title=block.ground.sentence(), title_justify="left", box=box.SIMPLE_HEAD,
+    title = ground_sentence(study, block.ground)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD,
                   padding=(0, 1, 0, 0))  # fmt: skip
     table.add_column("combination", no_wrap=True, style="bold")
     for position, group in enumerate(choice_columns(study)):
@@ -215,8 +233,8 @@ def _rich(study: Study, block: Block, *, intervals: bool) -> Table:
         table.add_column(_hyphenated(group), overflow="fold", min_width=min(longest, 10))
     for metric in block.columns:
         unit = display_unit(metric)
-        title = _SHORT.get(metric, COLUMNS[metric])
-        table.add_column(f"{title}\n{unit}" if unit else title, justify="right", no_wrap=True)
+        name = _SHORT.get(metric, COLUMNS[metric])
+        table.add_column(f"{name}\n{unit}" if unit else name, justify="right", no_wrap=True)
     for row in block.rows:
         cells: list[Text] = []
         for metric, cell in zip(block.columns, row.cells, strict=True):
@@ -267,7 +285,11 @@ def markdown_table(study: Study) -> str:
             ]
         else:
             titles = ["combination", *study.varying, *map(heading, block.columns)]
-            lines += [f"**{block.ground.sentence()}**", "", "| " + " | ".join(titles) + " |"]
+            lines += [
+                f"**{ground_sentence(study, block.ground)}**",
+                "",
+                "| " + " | ".join(titles) + " |",
+            ]
             lines.append("|" + "---|" * (1 + len(study.varying)) + "---:|" * len(block.columns))
             for row in block.rows:
                 cells = [f"{c.plain()} {c.interval}".strip() for c in row.cells]

@@ -1,11 +1,13 @@
 """Which combination, and why: differences that are differences, ties that are ties.
 
 Goodput decides (METHOD, rule 17); where it does not tell combinations apart, the 95th percentile
-of the same requests does. A combination that failed requests is never recommended.
+of the same requests does. A combination that failed requests is never recommended, and one that
+lost quality only where nothing else is left (rule 11).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from capibench.measure.metrics import BY_NAME
@@ -22,6 +24,14 @@ _LATENCY: dict[str, Statistic] = {
     "latency.e2e.mean_ms": "mean",
 }
 _VARIES_BY_RUN = ("memory.", "setup.")
+_COUNTED = {
+    "model.bytes",
+    "model.disk_bytes",
+    "model.compression_ratio",
+    "index.bytes",
+    "index.effort",
+}
+MAX_PERPLEXITY_RATIO = 1.02
 _SEED = 0  # of the bootstrap: the same runs give the same report
 QUALITY = ("quality.recall_at_k", "quality.answer_f1", "quality.perplexity")
 
@@ -53,29 +63,40 @@ def _noise_floor(a: Combination, b: Combination) -> float:
 def is_tie(a: Combination, b: Combination, metric: str) -> bool | None:
     """Whether the metric tells `a` and `b` apart; None where it cannot be compared.
 
-    Latencies are compared request by request; anything else by its intervals. What differs from
-    run to run and has no interval (a process's memory, a set-up time) needs repeated runs.
+    Latencies are compared request by request; anything else by its intervals. What is counted is
+    exact; what differs from run to run (a process's memory, a set-up time) has the range of its
+    repeated runs; any other value without an interval tells nothing apart.
     """
     if a.ground is None or a.ground != b.ground:
         return None
-    if metric.startswith(_VARIES_BY_RUN) and min(len(a.finished), len(b.finished)) < 2:
-        return True
     if metric in _LATENCY:
         found = difference(a, b, _LATENCY[metric])
         if found is not None:
             return found.tie
-    one, other = a.value(metric), b.value(metric)
-    if one.value is None or other.value is None:
+    if a.number(metric) is None or b.number(metric) is None:
         return None
-    low_one, high_one = _bounds(one.value, one.low, one.high)
-    low_other, high_other = _bounds(other.value, other.low, other.high)
+    low_one, high_one = _bounds(a, metric)
+    low_other, high_other = _bounds(b, metric)
     return low_one <= high_other and low_other <= high_one
 
 
-def _bounds(value: float, low: float | None, high: float | None) -> tuple[float, float]:
-    if low is None and high is None:
-        return value, value
-    return (value if low is None else low), (float("inf") if high is None else high)
+def _bounds(c: Combination, metric: str) -> tuple[float, float]:
+    """Between which ends a known value lies; infinite where nothing bounds it."""
+    value = c.value(metric)
+    if value.value is not None and metric in _COUNTED:
+        return value.value, value.value
+    if metric.startswith(_VARIES_BY_RUN):
+        found = [v for run in c.finished if (v := run.value(metric).value) is not None]
+        return (min(found), max(found)) if len(found) > 1 else (-math.inf, math.inf)
+    return (
+        -math.inf if value.low is None else value.low,
+        math.inf if value.high is None else value.high,
+    )
+
+
+def is_bounded(c: Combination, metric: str) -> bool:
+    """Whether anything is known about how exact the value is."""
+    return any(math.isfinite(end) for end in _bounds(c, metric))
 
 
 def best(
@@ -106,12 +127,17 @@ def verdict(study: Study, combinations: list[Combination]) -> Verdict:
     for c in combinations:
         if not c.finished:
             continue
-        if (c.number("success_rate") or 0.0) < 1.0:
+        if c.failed_requests:
             reasons.append(f"{c.label} failed requests and is not recommended")
         else:
             able.append(c)
     if not able:
         return Verdict(None, (), (*reasons, "no combination answered every request"))
+    losses = {c.label: loss for c in able if (loss := _quality_loss(study.baseline_of(c), c))}
+    good = [c for c in able if c.label not in losses]
+    fate = "is not recommended" if good else "is considered only for want of a better one"
+    reasons += [f"{label} loses quality ({loss}) and {fate}" for label, loss in losses.items()]
+    able = good or able
     steady = [c for c in able if not c.saturated]
     if steady and len(steady) < len(able):
         names = ", ".join(c.label for c in able if c.saturated)
@@ -139,6 +165,22 @@ def verdict(study: Study, combinations: list[Combination]) -> Verdict:
     return Verdict(choice, tuple(close), (*reasons, *_against_baseline(study, choice)))
 
 
+def _quality_loss(baseline: Combination, c: Combination) -> str:
+    """In what `c` is worse beyond doubt than the baseline; empty where it is not."""
+    lost = [
+        f"{QUALITY_NAMES[metric]} {format_value(metric, c.number(metric))} against "
+        f"{format_value(metric, baseline.number(metric))}"
+        for metric in ("quality.answer_f1", "quality.recall_at_k")
+        if is_tie(baseline, c, metric) is False
+        and (c.number(metric) or 0.0) < (baseline.number(metric) or 0.0)
+    ]
+    ratio = c.value("quality.perplexity_ratio")
+    if ratio.low is not None and ratio.low > MAX_PERPLEXITY_RATIO:
+        value = format_value("quality.perplexity_ratio", ratio.value)
+        lost.append(f"{value} times the unquantized model's perplexity")
+    return ", ".join(lost)
+
+
 def _tail_is_sound(combination: Combination) -> bool:
     """The sender's lateness is a small part of the p95 (it may still be a large one of the p50)."""
     p95 = combination.number("latency.e2e.p95_ms")
@@ -147,8 +189,8 @@ def _tail_is_sound(combination: Combination) -> bool:
 
 
 def _against_baseline(study: Study, choice: Combination) -> list[str]:
-    baseline = study.baseline
-    if baseline is None or baseline is choice or baseline.ground != choice.ground:
+    baseline = study.baseline_of(choice)
+    if baseline is choice:
         return []
     sentences = []
     found = difference(baseline, choice, "p95")

@@ -77,6 +77,39 @@ def test_throughput_counts_what_was_done_before_the_drain(row: Make, summary: Ma
     assert _value(made, "throughput.output_tokens_per_s") == pytest.approx(2.5)
 
 
+def test_warm_up_that_ended_in_the_window_is_work_done_in_it(row: Make, summary: Make) -> None:
+    warm = [row(i, 0.0, i + 1.0, phase="warmup") for i in range(4)]  # done at 1, 2, 3, 4
+    rows = [row(i, i - 1.0, 3.0) for i in range(4, 12)]  # done at 6..13
+    made = summary(warm + rows, 2.0, 10.0)
+    assert _value(made, "throughput.requests_per_s") == pytest.approx((2 + 5) / 8)
+    assert _value(made, "throughput.output_tokens_per_s") == pytest.approx(5 * (2 + 5) / 8)
+
+
+def test_one_request_has_no_rate(row: Make, summary: Make) -> None:
+    made = summary([row(0, 1.0, 0.1)], 0.0, 1.0)
+    assert _value(made, "throughput.requests_per_s") is None
+    assert made.metrics["throughput.requests_per_s"].flags == ("no_window",)
+
+
+def test_a_stage_counts_those_that_entered_it_even_without_waiting(
+    row: Make, summary: Make
+) -> None:
+    rows = [row(i, float(i), 0.1, generate_queue_s=0.0 if i < 8 else 0.05) for i in range(10)]
+    hit = {"batch_id": None, "generate_s": 0.0, "result_cache": "l1", "served_by": "result_l1"}
+    vector = {"result_cache": "miss", "embedding_cache": "l2"}
+    rows += [row(10, 10.0, 0.1, **hit), row(11, 11.0, 0.1, **vector)]
+    made = summary(rows, 0.0, 11.0)
+    counts = {
+        "generate_queue": 11, "generate": 11, "search": 11, "search_queue": 11, "prompt": 11,
+        "store": 11, "embed": 10, "embed_queue": 10, "sender": 12, "result_cache": 2,
+        "embedding_cache": 1,
+    }  # fmt: skip
+    for stage, count in counts.items():
+        assert made.metrics[f"latency.stage.{stage}.p50_ms"].n == count, stage
+    assert _value(made, "latency.stage.generate_queue.p50_ms") == 0.0
+    assert _value(made, "latency.stage.output_cache.p50_ms") is None
+
+
 def test_goodput_counts_requests_within_the_bound_of_their_priority(
     row: Make, summary: Make
 ) -> None:
@@ -200,6 +233,15 @@ def test_a_growing_queue_is_called_saturated(row: Make, summary: Make) -> None:
     assert any(reason.startswith("saturated") for reason in made.validity.reasons)
 
 
+def test_too_few_requests_make_no_claim_about_saturation(row: Make, summary: Make) -> None:
+    rows = [row(i, i / 10, 0.1 + i) for i in range(29)]
+    made = summary(rows, 0.0, 3.0)
+    assert made.validity_document()["saturated"] is None
+    assert made.metrics["backlog.growth_per_request"].flags == ("no_trend",)
+    rows = [row(i, i / 30, 0.1 + i * 0.1) for i in range(200)]  # four times what it can serve
+    assert summary(rows, 0.0, 6.7).validity.saturated is True
+
+
 def test_drift_is_told(row: Make, summary: Make) -> None:
     made = summary([row(0, 1.0, 0.1)], 0.0, 1.0, facts={"noise.drift": -0.2})
     assert any("-20%" in reason for reason in made.validity.reasons)
@@ -213,6 +255,8 @@ def test_the_same_rows_give_the_same_summary(row: Make, summary: Make) -> None:
 def test_the_table_is_well_formed() -> None:
     names = [metric.name for metric in METRICS]
     assert len(set(names)) == len(names)
+    assert {"setup.index_tuning_s", "quality.few_rows.perplexity_ratio"} <= set(names)
+    assert {m.better for m in METRICS if m.name.endswith("hit_rate")} == {"neither"}
     for metric in METRICS:
         assert metric.meaning.endswith("."), metric.name
         assert metric.unit, metric.name

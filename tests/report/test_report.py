@@ -15,13 +15,15 @@ import pytest
 from rich.console import Console
 
 from capibench.errors import DataError
+from capibench.report.conditions import conditions
 from capibench.report.figures import pictures
 from capibench.report.formatting import format_value
 from capibench.report.html import render, write_report
 from capibench.report.pairing import paired_e2e_s
 from capibench.report.results import read_study
+from capibench.report.scatter import front_points
 from capibench.report.tables import COLUMNS, blocks, markdown_table, terminal_table
-from capibench.report.verdict import difference, verdict
+from capibench.report.verdict import difference, is_tie, verdict
 
 STUDY = Path(__file__).parents[1] / "fixtures" / "study"
 SCHEMA = Path(__file__).parents[2] / "capibench" / "run_schema.json"
@@ -228,6 +230,156 @@ def test_labels_name_only_what_differs(study_dir: Path) -> None:
     change(study_dir / "cache-r0", cell__overrides=["cache=lru", "load.num_requests=99"])
     labels = {c.label for c in read_study(study_dir).combinations if c.finished}
     assert "lru, load.num_requests=99" in labels
+
+
+def only(study_dir: Path, *names: str) -> None:
+    for run_dir in study_dir.iterdir():
+        if run_dir.is_dir() and run_dir.name.removesuffix("-r0") not in names:
+            shutil.rmtree(run_dir)
+
+
+def test_other_seeds_and_rates_are_other_rows_in_other_blocks(study_dir: Path) -> None:
+    only(study_dir, "baseline", "cache")
+    shutil.copytree(study_dir / "baseline-r0", study_dir / "seed-r0")
+    change(study_dir / "seed-r0", config__seed=2, cell__overrides=["seed=2"])
+    shutil.copytree(study_dir / "baseline-r0", study_dir / "rate-r0")
+    change(study_dir / "rate-r0", config__load__rate_per_s=9.0)
+    shutil.copytree(study_dir / "baseline-r0", study_dir / "slo-r0")
+    change(study_dir / "slo-r0", config__slo__ttft_ms=5.0, cell__overrides=["slo.ttft_ms=5"])
+    study = read_study(study_dir)
+    assert len(study.combinations) == 5
+    assert len({c.label for c in study.combinations}) == 5
+    assert {"baseline, seed=2", "baseline, slo.ttft_ms=5"} <= {c.label for c in study.combinations}
+    ranked = blocks(study)
+    assert sorted(len(block.rows) for block in ranked) == [1, 1, 1, 2]
+    assert all(sum(row.is_baseline for row in block.rows) == 1 for block in ranked)
+    text = markdown_table(study)
+    for told in ("rate per s 9.0", "seed 2", "first token within 5 ms"):
+        assert told in text
+
+
+def test_what_is_tracked_or_called_otherwise_is_the_same_combination(study_dir: Path) -> None:
+    only(study_dir, "baseline")
+    shutil.copytree(study_dir / "baseline-r0", study_dir / "baseline-r1")
+    change(study_dir / "baseline-r1", config__name="again", config__repeat=1, cell__repeat=1)
+    assert len(read_study(study_dir).combinations) == 1
+
+
+def test_latency_of_what_failed_requests_is_doubtful_and_never_best(study_dir: Path) -> None:
+    only(study_dir, "baseline", "everything", "cache")
+    change(study_dir / "everything-r0", metrics__success_rate__value=0.99)
+    change(study_dir / "baseline-r0", metrics__success_rate__value=0.99)
+    study = read_study(study_dir)
+    (block,) = blocks(study)
+    assert block.rows[0].is_baseline
+    assert block.rows[0].combination.label == "baseline"
+    for row in block.rows:
+        for metric, cell in zip(block.columns, row.cells, strict=True):
+            if metric.startswith("latency.") and row.combination.label != "cache":
+                assert cell.doubtful
+                assert not cell.best
+    for c in study.combinations:
+        assert c.failed_requests == (c.label != "cache")
+    by_label = {c.label: on for c, _, _, on in front_points(list(study.combinations))}
+    assert by_label == {"baseline": False, "everything": False, "cache": True}
+
+
+def test_an_open_end_of_one_repeat_leaves_the_envelope_open(study_dir: Path) -> None:
+    shutil.copytree(study_dir / "baseline-r0", study_dir / "baseline-r1")
+    p99 = {"value": 900.0, "low": 800.0, "high": None, "n": 150, "flags": ["few_samples"]}
+    change(study_dir / "baseline-r1", cell__repeat=1, metrics__goodput_per_s=p99)
+    baseline = read_study(study_dir).baseline
+    assert baseline is not None
+    assert baseline.value("goodput_per_s").low is not None
+    assert baseline.value("goodput_per_s").high is None
+
+
+def test_a_value_without_an_interval_tells_nothing_apart(study_dir: Path) -> None:
+    only(study_dir, "baseline", "int8")
+    for name, value in (("baseline", 13.0), ("int8", 99.0)):
+        document = without_interval(value)
+        change(study_dir / f"{name}-r0", **{"metrics__quality.perplexity": document})
+    study = read_study(study_dir)
+    baseline, int8 = study.combinations
+    assert is_tie(baseline, int8, "quality.perplexity") is True
+    assert is_tie(baseline, int8, "model.bytes") is False  # counted, so exact
+    (block,) = blocks(study)
+    column = block.columns.index("quality.perplexity")
+    assert not any(row.cells[column].best for row in block.rows)
+
+
+def test_memory_of_repeated_runs_has_the_range_of_the_runs(study_dir: Path) -> None:
+    only(study_dir, "baseline", "int8")
+    for name, values in (("baseline", (6.0, 7.0)), ("int8", (3.0, 4.0))):
+        shutil.copytree(study_dir / f"{name}-r0", study_dir / f"{name}-r1")
+        for repeat, value in enumerate(values):
+            change(
+                study_dir / f"{name}-r{repeat}",
+                cell__repeat=repeat,
+                **{"metrics__memory.peak_bytes": without_interval(value)},
+            )
+    baseline, int8 = read_study(study_dir).combinations
+    assert is_tie(baseline, int8, "memory.peak_bytes") is False
+
+
+def without_interval(value: float) -> dict[str, Any]:
+    return {"value": value, "low": None, "high": None, "n": None, "flags": []}
+
+
+def test_a_tail_of_few_samples_is_marked_in_every_table() -> None:
+    study = read_study(STUDY)
+    (block, _) = blocks(study)
+    column = block.columns.index("latency.e2e.p99_ms")
+    assert all(row.cells[column].few_samples for row in block.rows)
+    assert block.rows[0].cells[column].plain().startswith("~")
+    assert "~ too few" in markdown_table(study)
+    assert "~</span>" in render(study)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "low", "high"),
+    [
+        ("quality.recall_at_k", 0.5, 0.45, 0.55),
+        ("quality.answer_f1", 0.01, 0.005, 0.02),
+        ("quality.perplexity_ratio", 1.05, 1.03, 1.07),
+    ],
+)
+def test_lost_quality_is_recommended_only_for_want_of_a_better(
+    study_dir: Path, metric: str, value: float, low: float, high: float
+) -> None:
+    study = read_study(study_dir)
+    first = verdict(study, [c for c in study.combinations if c.finished]).choice
+    assert first is not None
+    only(study_dir, "baseline", first.finished[0].run_id.removesuffix("-r0"))
+    document = {"value": value, "low": low, "high": high, "n": 150, "flags": []}
+    change(first.finished[0].folder, **{f"metrics__{metric}": document})
+    study = read_study(study_dir)
+    decided = verdict(study, list(study.combinations))
+    assert decided.choice is study.baseline
+    assert any("loses quality" in reason for reason in decided.reasons)
+    change(study_dir / "baseline-r0", metrics__success_rate__value=0.5)
+    study = read_study(study_dir)
+    decided = verdict(study, list(study.combinations))
+    assert decided.choice is not None
+    assert decided.choice.label == first.label
+    assert any("for want of a better" in reason for reason in decided.reasons)
+
+
+def test_conditions_tell_the_requests_that_were_measured(study_dir: Path) -> None:
+    only(study_dir, "baseline")
+    change(study_dir / "baseline-r0", config__load__num_requests=5000)
+    assert "num requests 150" in dict(conditions(read_study(study_dir)))["Load"]
+
+
+def test_too_few_requests_are_no_claim(study_dir: Path) -> None:
+    only(study_dir, "baseline")
+    change(study_dir / "baseline-r0", validity__saturated=None)
+    jsonschema.validate(
+        json.loads((study_dir / "baseline-r0" / "run.json").read_text()),
+        json.loads(SCHEMA.read_text()),
+    )
+    study = read_study(study_dir)
+    assert "1 with too few requests to tell" in dict(conditions(study))["Validity"]
 
 
 def test_an_earlier_attempt_inside_a_run_is_not_a_run(study_dir: Path) -> None:
