@@ -190,7 +190,7 @@ def _in_short(document: dict[str, Any]) -> str:
     p50, p95 = (document["metrics"][f"latency.e2e.{p}_ms"]["value"] for p in ("p50", "p95"))
     if p50 is None:
         return f"{document['status']}, but no request was answered"
-    return f"{document['status']}: p50 {p50:,.0f} ms, p95 {p95:,.0f} ms"
+    return f"{document['status']}: p50 {p50:.3g} ms, p95 {p95:.3g} ms"
 
 
 def _report(arguments: list[str]) -> None:
