@@ -10,7 +10,7 @@ demo: $(VENV)/installed ## a small, real comparison of composed stacks
 	$(BIN)/capibench study demo
 
 test: $(VENV)/installed ## all tests, with coverage
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=80
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=80
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
