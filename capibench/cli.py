@@ -86,6 +86,12 @@ def _hydra(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _hydra_main()()
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "capibench: interrupted; finished runs are kept. A study goes on where it stopped "
+            "with the same command and hydra.sweep.dir=FOLDER\n"
+        )
+        sys.exit(130)
     except ConfigError as error:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -106,6 +112,10 @@ def _hydra_main() -> Any:
     return decorate(_task)
 
 
+# Lines of Hydra's messages that mislead here, or only matter to its developers.
+_HYDRA_ADVICE = ("Set the environment", "To append to", "Config search path", "provider=")
+
+
 def _one_line(error: Exception) -> str:
     """Hydra's message without its advice on tracebacks, options after the problem."""
     causes = [str(error)]
@@ -114,9 +124,12 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for cause in causes for line in cause.splitlines() if line.strip()]
     seen: list[str] = []
     for line in lines:
-        if line not in seen and not line.startswith("Set the environment variable"):
+        if line not in seen and not line.startswith(_HYDRA_ADVICE):
             seen.append(line)
-    return "; ".join(seen).replace("':;", "':")
+    message = "; ".join(seen).replace("':;", "':").replace("'.;", "';")
+    # Hydra names the key; a person wants to see what was typed.
+    typed = [word for word in sys.argv[1:] if f"'{word.partition('=')[0].lstrip('+~')}'" in message]
+    return f"{typed[0]}: {message}" if typed else message
 
 
 def _task(config: Any) -> float | None:
@@ -177,6 +190,7 @@ def _print_result(document: dict[str, Any], run_dir: Path) -> None:
         "run_dir": str(run_dir),
         "status": document["status"],
         "reason": document["reason"],
+        "modeled": document["modeled"],
         "validity": document["validity"] if document["metrics"] else None,
         "metrics": headline(document["metrics"]),
     }
@@ -190,7 +204,11 @@ def _in_short(document: dict[str, Any]) -> str:
     p50, p95 = (document["metrics"][f"latency.e2e.{p}_ms"]["value"] for p in ("p50", "p95"))
     if p50 is None:
         return f"{document['status']}, but no request was answered"
-    return f"{document['status']}: p50 {p50:.3g} ms, p95 {p95:.3g} ms"
+    return f"{document['status']}: p50 {_ms(p50)}, p95 {_ms(p95)}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def _report(arguments: list[str]) -> None:
@@ -198,10 +216,16 @@ def _report(arguments: list[str]) -> None:
     parser.add_argument("study_dir", type=Path, help="folder of a study (outputs/studies/...)")
     options = parser.parse_args(arguments)
     from capibench.errors import CapiBenchError
+    from capibench.launch import home
     from capibench.report.html import write_report
 
+    folder = options.study_dir
+    if not folder.is_dir():  # a study's bare name
+        folder = home() / "studies" / folder
+    if not folder.is_dir():
+        _fail(f"no such folder: {options.study_dir}")
     try:
-        print(write_report(options.study_dir))
+        print(write_report(folder))
     except CapiBenchError as error:
         _fail(str(error))
 

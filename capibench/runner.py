@@ -59,6 +59,8 @@ def main(arguments: list[str]) -> int:
             write_json(run_dir / "run.json", measure(spec, run_dir, started_at))
     except ArtifactMissing:
         return NOT_PREPARED_EXIT
+    except KeyboardInterrupt:  # the launcher, interrupted as well, records it
+        return 130
     except ImpossibleCombination as error:
         end(RunStatus.SKIPPED, str(error))
         return CONFIG_ERROR_EXIT
