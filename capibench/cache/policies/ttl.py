@@ -25,7 +25,7 @@ class Ttl:
         self._order.add(key, expires_s)
 
     def on_hit(self, key: bytes, now: float) -> None:
-        pass  # being read does not lengthen a life
+        """Nothing: being read does not lengthen a life."""
 
     def on_remove(self, key: bytes) -> None:
         self._order.discard(key)
