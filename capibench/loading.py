@@ -67,7 +67,8 @@ def load_stack(choices: Choices, preparation: Preparation) -> Loaded:
         model = _quantized(choices, preparation, model, facts, components)
         identity["model"] = model.fingerprint
         if choices.model.meaningful:
-            for name, value in preparation.text_quality.items():
+            qualities = {**preparation.text_quality, **preparation.kv_cache_quality}
+            for name, value in qualities.items():
                 for bound in ("value", "low", "high"):
                     suffix = "" if bound == "value" else f".{bound}"
                     facts[f"quality.{name}{suffix}"] = value[bound]

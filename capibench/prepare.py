@@ -29,16 +29,10 @@ from capibench.index.tuning.objective import RecallSample
 from capibench.stack import Choices
 
 if TYPE_CHECKING:
-    from capibench.quantization.quality import TextQuality
+    from capibench.quantization.quality import Figure
 
-# Held-out text on which language quality is computed: enough tokens for an interval of about one
-# per cent, few enough that a quantized model is judged in seconds.
-QUALITY_TEXTS = 400
-QUALITY_TOKENS = 20_000
-QUALITY_WINDOW = 256  # tokens seen at once: matrix products with many rows, as in prefill
-FEW_ROWS = 8  # and with few, as in decoding: some quantized layers use another kernel there
-FEW_ROWS_TOKENS = 4_000
-CALIBRATION_TEXTS = 128
+QUALITY_TEXTS = 400  # held-out passages on which a model's language is judged
+CALIBRATION_TEXTS = 1_000  # offered; a method takes as many as its settings say
 ENCODE_CHUNK = 256
 
 
@@ -209,17 +203,32 @@ class Preparation:
 
     @property
     def _quantized_key(self) -> dict[str, Any]:
+        quantization = self.choices.quantization
+        calibrated = quantization.calibrated
         return {
             **self._model_key,
-            "quantization": self.choices.quantization.params(),
-            "calibration": [self.corpus.content_hash, CALIBRATION_TEXTS],
+            "quantization": {
+                name: value
+                for name, value in quantization.params().items()
+                if name not in quantization.load_only
+            },
+            "calibration": [self.corpus.content_hash, CALIBRATION_TEXTS] if calibrated else None,
             "quantization_code": _code("quantization"),
         }
+
+    @property
+    def _served_key(self) -> dict[str, Any]:
+        """Of what is computed with the served model: how it is loaded matters too."""
+        if not self.quantizes:
+            return self._model_key
+        return {**self._quantized_key, "served": self.choices.quantization.params()}
 
     @cached_property
     def quantized_artifact(self) -> Artifact:
         def make(folder: Path) -> float:
-            texts = [p.text for p in self._passages("train")][:CALIBRATION_TEXTS]
+            texts = []
+            if self.choices.quantization.calibrated:
+                texts = [p.text for p in self._passages("train")][:CALIBRATION_TEXTS]
             model = self.choices.model.load()
             begin_s = perf_counter()
             self.choices.quantization.quantize(model, texts, folder)
@@ -227,28 +236,31 @@ class Preparation:
 
         return self.store.get_or_make("quantized", self._quantized_key, make)
 
-    def _quality(self, quantized: bool, window: int, max_tokens: int) -> TextQuality:
-        from capibench.quantization.quality import TextQuality, evaluate
-
-        texts = [p.text for p in self._passages("heldout")][:QUALITY_TEXTS]
+    @cached_property
+    def quality_artifact(self) -> Artifact:
+        """What the unquantized model, and the quantized one beside it, say on held-out text."""
         key = {
-            **(self._quantized_key if quantized else self._model_key),
+            **self._served_key,
             "corpus": self.corpus.content_hash,
             "texts": QUALITY_TEXTS,
-            "tokens": max_tokens,
-            "window": window,
             "quality_code": _code("quantization"),
             "torch": version("torch"),
             "transformers": version("transformers"),
         }
 
         def make(folder: Path) -> None:
-            model = self.choices.model.load()
-            if quantized:
-                model, _ = self.choices.quantization.load(model, self.quantized_artifact.path)
-            evaluate(model, texts, max_tokens, window).save(folder)
+            from capibench.quantization.held_out import judge
 
-        return TextQuality.load(self.store.get_or_make("quality", key, make).path)
+            texts = [p.text for p in self._passages("heldout")][:QUALITY_TEXTS]
+            quantized = None
+            if self.quantizes:
+                # Loaded twice: quantizing replaces layers in place, and both are needed at once.
+                quantized, _ = self.choices.quantization.load(
+                    self.choices.model.load(), self.quantized_artifact.path
+                )
+            judge(self.choices.model.load(), quantized, texts, folder)
+
+        return self.store.get_or_make("quality", key, make)
 
     def _passages(self, split: str) -> list[Any]:
         """Passages that a question of this split asks for: the model was never trained on the
@@ -257,21 +269,42 @@ class Preparation:
         return [p for p in self.corpus.passages if p.id in wanted]
 
     @cached_property
-    def text_quality(self) -> dict[str, dict[str, float | int | None]]:
-        """Perplexity of the served model, and against the unquantized one on the same tokens;
-        of a quantized one also where its layers see few rows at once, as they do in decoding."""
-        from capibench.quantization.quality import compare
+    def text_quality(self) -> dict[str, Figure]:
+        """Perplexity and cloze accuracy of the served model, and against the unquantized one on
+        the same tokens and items."""
+        from capibench.quantization.held_out import figures
 
-        many = QUALITY_WINDOW, QUALITY_TOKENS
-        baseline = self._quality(False, *many)
-        if not self.quantizes:
-            return compare(baseline, baseline)
-        few = FEW_ROWS, FEW_ROWS_TOKENS
-        decoding = compare(self._quality(False, *few), self._quality(True, *few))
-        return {
-            **compare(baseline, self._quality(True, *many)),
-            "few_rows.perplexity_ratio": decoding["perplexity_ratio"],
+        return figures(self.quality_artifact.path)
+
+    @property
+    def _rounds_kv_cache(self) -> bool:
+        return bool(getattr(self.choices.engine, "kv_cache", "native") == "int8")
+
+    @cached_property
+    def kv_cache_quality(self) -> dict[str, Figure]:
+        """The served model over an int8 key-value cache against the same over an exact one; no
+        figures where the engine's cache is exact."""
+        if not self._rounds_kv_cache:
+            return {}
+        from capibench.engine.kv_quality import judge_kv_cache, kv_cache_figures
+
+        key = {
+            **self._served_key,
+            "corpus": self.corpus.content_hash,
+            "texts": QUALITY_TEXTS,
+            "kv_cache_code": [_code("engine"), _code("quantization")],
+            "torch": version("torch"),
+            "transformers": version("transformers"),
         }
+
+        def make(folder: Path) -> None:
+            texts = [p.text for p in self._passages("heldout")][:QUALITY_TEXTS]
+            model = self.choices.model.load()
+            if self.quantizes:
+                model, _ = self.choices.quantization.load(model, self.quantized_artifact.path)
+            judge_kv_cache(model, texts, folder)
+
+        return kv_cache_figures(self.store.get_or_make("kv_cache_quality", key, make).path)
 
     @property
     def quantizes(self) -> bool:
@@ -291,14 +324,15 @@ class Preparation:
             if self.quantizes:
                 _ = self.quantized_artifact
             if self.choices.model.meaningful:
-                _ = self.text_quality
+                _ = self.text_quality, self.kv_cache_quality
 
 
 @cache
 def _code(room: str) -> str:
     """Hash of a room's source: what it made is made again after its code has changed."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted((Path(__file__).parent / room).rglob("*.py")):
+    sources = (Path(__file__).parent / room).rglob("*.*")
+    for path in sorted(source for source in sources if source.suffix in (".py", ".cpp")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -86,6 +86,12 @@ def check(choices: Choices, config: Mapping[str, Any]) -> None:
             f"{choices.quantization.params()['method']} would change nothing, because "
             f"{config['engine']['_target_']} runs no model; expected quantization=none",
         )
+    if choices.quantization.params()["method"] == "mixed" and not choices.model.meaningful:
+        raise ImpossibleCombination(
+            "quantization",
+            "mixed measures what each layer's rounding does to the answers, which means nothing "
+            f"for the random weights of {config['model']['_target_']}; expected model=nano or hf",
+        )
     if choices.index_tuning.changes_effort and (
         choices.index.modeled or not choices.index.effort_ladder()
     ):

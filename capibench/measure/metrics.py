@@ -313,11 +313,71 @@ METRICS: tuple[Metric, ...] = (
         needs=("not_modeled",),
     ),
     _fact(
+        "quality.kl_mean",
+        "nats",
+        "lower",
+        "Mean Kullback-Leibler divergence of the served model's next-token distributions from the "
+        "unquantized one's, held-out tokens.",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "quality.kl_p99",
+        "nats",
+        "lower",
+        "99 % of the held-out tokens have at most this divergence: what the worst ones suffer.",
+        needs=("not_modeled",),
+    ),
+    _fact(
         "quality.few_rows.perplexity_ratio",
         "ratio",
         "lower",
         "The same ratio where a quantized model's layers see few rows at once, as they do in "
         "decoding: some use another kernel there.",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "quality.few_rows.kl_mean",
+        "nats",
+        "lower",
+        "The same divergence where a quantized model's layers see few rows at once.",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "quality.cloze_accuracy",
+        "share",
+        "higher",
+        "Share of held-out passages whose true continuation the served model finds likelier than "
+        "three from other passages (guessing: 0.25).",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "quality.cloze_loss",
+        "share",
+        "lower",
+        "Cloze accuracy of the unquantized model minus that of the served one, same items.",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "quality.kv_cache.perplexity_ratio",
+        "ratio",
+        "lower",
+        "Perplexity of the served model decoding over its int8 key-value cache over that with an "
+        "exact cache, same held-out tokens.",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "quality.kv_cache.kl_mean",
+        "nats",
+        "lower",
+        "Mean Kullback-Leibler divergence of the next-token distributions over the int8 cache "
+        "from those over an exact one.",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "quality.kv_cache.top1_agreement",
+        "share",
+        "higher",
+        "Share of held-out tokens for which the model predicts the same token over either cache.",
         needs=("not_modeled",),
     ),
     _fact(
@@ -336,6 +396,12 @@ METRICS: tuple[Metric, ...] = (
         headline=True,
     ),
     _fact("model.disk_bytes", "bytes", "lower", "Bytes of the quantized weights on disk."),
+    _fact(
+        "engine.kv_bytes_per_token",
+        "bytes",
+        "lower",
+        "Bytes that the engine's cache holds per token of a row: keys, values and their scales.",
+    ),
     _fact("index.bytes", "bytes", "lower", "Bytes of the index, vectors included."),
     _fact("index.effort", "1", "neither", "The query effort used (nprobe, efSearch)."),
     _fact(

@@ -33,7 +33,9 @@ def test_default_stack(outcome: object) -> None:
     for name in (
         "latency.e2e.p50_ms", "latency.e2e.p99_ms", "ttft.p50_ms", "tpot.p50_ms",
         "throughput.requests_per_s", "quality.recall_at_k", "quality.perplexity",
-        "quality.perplexity_ratio", "quality.answer_f1", "model.compression_ratio",
+        "quality.perplexity_ratio", "quality.kl_mean", "quality.kl_p99", "quality.few_rows.kl_mean",
+        "quality.cloze_accuracy", "quality.cloze_loss", "quality.answer_f1",
+        "model.compression_ratio",
         "memory.resident_bytes", "memory.peak_bytes", "cache.result.hit_rate",
     ):  # fmt: skip
         assert metrics[name]["value"] is not None, name
