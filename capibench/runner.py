@@ -220,6 +220,9 @@ async def _serve(
     begin_s = loop.time()
     await engine.start(loaded.model)
     loaded.facts["setup.engine_start_s"] = loop.time() - begin_s
+    held_bytes = engine.describe().get("kv_bytes_per_token")
+    if held_bytes is not None:
+        loaded.facts["engine.kv_bytes_per_token"] = held_bytes
     cache = choices.cache.open(run_dir / "cache_l2")
     pipeline = RagPipeline(
         Stack(

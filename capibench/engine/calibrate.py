@@ -76,7 +76,7 @@ async def calibrate(
     repeats: int,
 ) -> Calibration:
     """Measure prefill for every length and rows 1, 4 and 8; decode steps for every of `rows`."""
-    engine = TransformersStatic(num_workers=1)
+    engine = TransformersStatic(num_workers=1, kv_cache="native")
     await engine.start(model)
     longest = model.tokenizer.model_max_length  # in tokens, so never too long in characters
     pieces = [text[:longest] for text in texts()]

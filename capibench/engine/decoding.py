@@ -10,11 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+from capibench.engine.kv_int8 import Int8Layer
+from capibench.errors import ConfigError
+
+KvCache = Literal["native", "int8"]  # how keys and values of past positions are kept
 
 
 class ReservedLayer(DynamicLayer):  # type: ignore[misc]  # its base has no types
@@ -64,14 +70,99 @@ def unsupported_layers(config: PretrainedConfig) -> set[str]:
     return {type(layer).__name__ for layer in layers if not isinstance(layer, DynamicLayer)}
 
 
-def reserve_cache(config: PretrainedConfig, num_positions: int) -> DynamicCache:
-    """An empty cache for `num_positions`; layers with a sliding window keep their own kind."""
+def reserve_cache(
+    config: PretrainedConfig, num_positions: int, kv_cache: KvCache = "native"
+) -> DynamicCache:
+    """An empty cache for `num_positions`; layers with a sliding window keep their own kind, in
+    the model's precision."""
+    reserved = ReservedLayer if kv_cache == "native" else Int8Layer
     cache = DynamicCache(config=config)
     cache.layers = [
-        ReservedLayer(num_positions) if type(layer) is DynamicLayer else layer
-        for layer in cache.layers
+        reserved(num_positions) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
+
+
+def count_int8_layers(config: PretrainedConfig) -> tuple[int, int]:
+    """Layers whose past the int8 cache holds, of how many; the others keep their own kind.
+
+    Raises:
+        ConfigError: it would hold none, so that the choice would change nothing.
+    """
+    layers = reserve_cache(config, 1, "int8").layers
+    held = sum(isinstance(layer, Int8Layer) for layer in layers)
+    if not held:
+        raise ConfigError(
+            "engine.kv_cache",
+            "got 'int8', but every layer of the model keeps its past in a way of its own (a "
+            "sliding window, say), which stays in the model's precision; expected native",
+        )
+    return held, len(layers)
+
+
+class CachedBatch:
+    """Rows that advance together, one token each per step, over a cache of their past.
+
+    Prompts are padded on the left, so that all rows end at the same position; padding is masked
+    and does not count as a position.
+
+    Args:
+        module: decoder on any device.
+        prompts: token ids, at least one per row.
+        num_steps: calls of `step` that will follow the prefill at most.
+        kv_cache: how the past is kept.
+    """
+
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        num_steps: int,
+        kv_cache: KvCache,
+    ) -> None:
+        device = module.device
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        self._module = module
+        # Any token does where the mask hides it.
+        self._prompts = torch.tensor(
+            [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)],
+            device=device,
+        )
+        self._offsets = torch.tensor(padding, device=device)[:, None]
+        self._everywhere = torch.arange(longest + num_steps, device=device)[None, :]
+        self._seen = (self._everywhere >= self._offsets).long() if any(padding) else None
+        self._length = longest
+        self.cache = reserve_cache(module.config, longest + num_steps, kv_cache)
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; logits [rows, vocabulary] for the token after each."""
+        positions = (self._everywhere[:, : self._length] - self._offsets).clamp_(min=0)
+        return self._forward(self._prompts, positions)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append `tokens` [rows, 1]; logits [rows, vocabulary] for the token after each."""
+        positions = self._length - self._offsets
+        self._length += 1
+        return self._forward(tokens, positions)
+
+    def keep(self, indices: Tensor) -> None:
+        """Drop all rows but `indices` from the batch and its cache."""
+        self._offsets = self._offsets[indices]
+        self._seen = None if self._seen is None else self._seen[indices]
+        for layer in self.cache.layers:
+            layer.batch_select_indices(indices)
+
+    def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        logits: Tensor = self._module(
+            input_ids=tokens,
+            attention_mask=None if self._seen is None else self._seen[:, : self._length],
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1]
 
 
 @dataclass(slots=True)
@@ -89,45 +180,27 @@ def decode(
     prompts: Sequence[Sequence[int]],
     num_new_tokens: Sequence[int],
     now: Callable[[], float],
+    kv_cache: KvCache = "native",
 ) -> list[Decoded]:
     """The most probable continuation of every prompt, exactly `num_new_tokens[i]` tokens long.
 
-    Prompts are padded on the left, so that all rows end at the same position; padding is masked
-    and does not count as a position. End-of-sequence is a token like any other.
+    End-of-sequence is a token like any other. In fp32 a row has the same tokens alone and in any
+    batch; with the int8 cache too, as its scales look at one row only, except where arithmetic of
+    another batch size moves a value across the border between two integers.
 
     Args:
         module: decoder on any device.
         prompts: token ids, at least one per row.
         num_new_tokens: at least 1 per row.
         now: clock, read after the tokens of a step have reached the host.
+        kv_cache: how keys and values of past positions are kept.
     """
-    device = module.device
-    longest = max(len(prompt) for prompt in prompts)
-    capacity = longest + max(num_new_tokens) - 1  # the last token is never fed back
-    padding = [longest - len(prompt) for prompt in prompts]
-    # Any token does where the mask hides it.
-    ids = torch.tensor(
-        [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)],
-        device=device,
-    )
-    offsets = torch.tensor(padding, device=device)[:, None]
-    everywhere = torch.arange(capacity, device=device)[None, :]
-    seen = (everywhere >= offsets).long() if any(padding) else None
-    positions = (everywhere[:, :longest] - offsets).clamp_(min=0)
-    cache = reserve_cache(module.config, capacity)
-
+    # The last token is never fed back.
+    batch = CachedBatch(module, prompts, max(num_new_tokens) - 1, kv_cache)
     rows = [Decoded() for _ in prompts]
     alive = list(range(len(prompts)))
-    length = longest
+    logits = batch.prefill()
     while True:
-        logits = module(
-            input_ids=ids,
-            attention_mask=None if seen is None else seen[:, :length],
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
         ids = logits.argmax(-1, keepdim=True)
         tokens = ids[:, 0].tolist()
         now_s = now()
@@ -142,10 +215,7 @@ def decode(
             return rows
         if len(keep) < len(alive):
             alive = [alive[i] for i in keep]
-            index = torch.tensor(keep, device=device)
-            ids, offsets = ids[index], offsets[index]
-            seen = None if seen is None else seen[index]
-            for layer in cache.layers:
-                layer.batch_select_indices(index)
-        positions = length - offsets
-        length += 1
+            index = torch.tensor(keep, device=module.device)
+            ids = ids[index]
+            batch.keep(index)
+        logits = batch.step(ids)

@@ -15,8 +15,9 @@ from typing import ClassVar
 import torch
 
 from capibench.clock import compute_thread
-from capibench.engine.decoding import decode, unsupported_layers
+from capibench.engine.decoding import KvCache, count_int8_layers, decode, unsupported_layers
 from capibench.engine.engine import Generation, GenerationRequest
+from capibench.engine.kv_bytes import KvBytes, count_kv_bytes
 from capibench.errors import ConfigError, RequestFailed
 from capibench.model.language_model import LanguageModel
 
@@ -29,6 +30,7 @@ class TransformersStatic:
     """
 
     num_workers: int
+    kv_cache: KvCache
 
     modeled: ClassVar[bool] = False
     needs_model: ClassVar[bool] = True
@@ -36,6 +38,7 @@ class TransformersStatic:
     _model: LanguageModel | None = field(init=False, repr=False)
     _workers: list[ThreadPoolExecutor] = field(init=False, repr=False)
     _threads_per_worker: int = field(init=False, repr=False)
+    _kv_bytes: KvBytes | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
@@ -43,9 +46,15 @@ class TransformersStatic:
         self._model = None
         self._workers = []
         self._threads_per_worker = 0
+        self._kv_bytes = None
 
     async def start(self, model: LanguageModel | None) -> None:
-        """Take the loaded model; one thread per worker, so that the event loop never waits."""
+        """Take the loaded model; one thread per worker, so that the event loop never waits.
+
+        Raises:
+            ConfigError: the model's layers cannot be batched, or none of them can hold its past
+                as int8.
+        """
         assert model is not None, "the runner loads a model for an engine that needs one"
         unsupported = unsupported_layers(model.module.config)
         if unsupported:
@@ -54,11 +63,16 @@ class TransformersStatic:
                 f"layers of kind {', '.join(sorted(unsupported))} cannot be batched by this "
                 "engine; expected a decoder with full or sliding-window attention",
             )
+        if self.kv_cache == "int8":
+            count_int8_layers(model.module.config)  # refuses a model that has none
         self._model = model
         self._workers = [compute_thread(f"engine-{worker}") for worker in range(self.num_workers)]
         loop = asyncio.get_running_loop()
         self._threads_per_worker = await loop.run_in_executor(
             self._workers[0], torch.get_num_threads
+        )
+        self._kv_bytes = await loop.run_in_executor(
+            self._workers[0], count_kv_bytes, model.module, self.kv_cache
         )
 
     def count_tokens(self, prompt: str, max_new_tokens: int = 1) -> int:
@@ -87,6 +101,7 @@ class TransformersStatic:
 
     def describe(self) -> dict[str, str | int | float]:
         model = self._loaded
+        assert self._kv_bytes is not None, "start() counts them"
         return {
             "attention": str(model.module.config._attn_implementation),
             "dtype": model.dtype,
@@ -94,7 +109,20 @@ class TransformersStatic:
             "workers": self.num_workers,
             "threads_per_worker": self._threads_per_worker,
             "decoding": "greedy, own loop, reserved key-value cache, finished rows dropped",
+            "kv_cache": self._describe_kv_cache(model),
+            "kv_bytes_per_token": self._kv_bytes.held,
+            "kv_bytes_per_token_native": self._kv_bytes.native,
+            "kv_transient_bytes_per_token": self._kv_bytes.transient,
         }
+
+    def _describe_kv_cache(self, model: LanguageModel) -> str:
+        if self.kv_cache == "native":
+            return f"{model.dtype}, read where it lies"
+        held, layers = count_int8_layers(model.module.config)
+        return (
+            f"int8 with a {model.dtype} scale per position and head in {held} of {layers} layers; "
+            f"every step widens the past to {model.dtype}, one layer at a time"
+        )
 
     @property
     def _loaded(self) -> LanguageModel:
@@ -127,7 +155,7 @@ class TransformersStatic:
                 raise RequestFailed(f"max_new_tokens is {budget}; expected at least 1")
             self._check_room(len(prompt), budget)
         model = self._loaded
-        rows = decode(model.module, prompts, budgets, now)
+        rows = decode(model.module, prompts, budgets, now, self.kv_cache)
         return [
             Generation(
                 text=model.tokenizer.decode(row.tokens, skip_special_tokens=False),

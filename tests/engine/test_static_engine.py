@@ -23,9 +23,9 @@ def model(tmp_path_factory):
     return load_tiny(save_tiny(tmp_path_factory.mktemp("tiny")))
 
 
-def with_engine(model, use, num_workers=1):
+def with_engine(model, use, num_workers=1, kv_cache="native"):
     async def main():
-        engine = TransformersStatic(num_workers)
+        engine = TransformersStatic(num_workers, kv_cache)
         await engine.start(model)
         try:
             return await use(engine)
@@ -182,4 +182,4 @@ def test_choice(choice):
     engine = choice("engine", "transformers_static")
     assert (engine.modeled, engine.needs_model, engine.num_workers) == (False, True, 1)
     with pytest.raises(ValueError, match="num_workers: got 0; expected at least 1"):
-        TransformersStatic(0)
+        TransformersStatic(0, "native")
