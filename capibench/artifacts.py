@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -25,6 +26,11 @@ Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json
 
 META_NAME = "meta.json"
 _log = logging.getLogger(__name__)
+
+
+def home() -> Path:
+    """Where everything CapiBench writes is kept: $CAPIBENCH_HOME, or `outputs` here."""
+    return Path(os.environ.get("CAPIBENCH_HOME", "outputs")).resolve()
 
 
 class ArtifactMissing(CapiBenchError):

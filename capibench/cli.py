@@ -138,7 +138,8 @@ def _task(config: Any) -> float | None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from capibench.launch import home, launch
+    from capibench.artifacts import home
+    from capibench.launch import launch
     from capibench.records import RunStatus
     from capibench.run_folder import CONFIG_ERROR_EXIT, RunSpec
 
@@ -215,8 +216,8 @@ def _report(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="capibench report")
     parser.add_argument("study_dir", type=Path, help="folder of a study (outputs/studies/...)")
     options = parser.parse_args(arguments)
+    from capibench.artifacts import home
     from capibench.errors import CapiBenchError
-    from capibench.launch import home
     from capibench.report.html import write_report
 
     folder = options.study_dir

@@ -28,11 +28,6 @@ from capibench.run_folder import (
 )
 
 
-def home() -> Path:
-    """Where everything CapiBench writes is kept: $CAPIBENCH_HOME, or `outputs` here."""
-    return Path(os.environ.get("CAPIBENCH_HOME", "outputs")).resolve()
-
-
 def launch(spec: RunSpec, run_dir: Path) -> tuple[dict[str, Any], int]:
     """Run `spec` in processes of its own.
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from capibench.artifacts import home
 from capibench.config import build
 from capibench.errors import ConfigError, RunFailed
-from capibench.launch import default_tracking_uri, home
+from capibench.launch import default_tracking_uri
 from capibench.records import RunStatus
 from capibench.run_folder import CONFIG_ERROR_EXIT, utc_now, write_json
 from capibench.tracking.tracker import TrackingError

@@ -8,12 +8,14 @@ from torch import nn
 
 
 def resident_bytes(module: nn.Module) -> int:
-    """Bytes of the storage behind all parameters and buffers; shared storage counts once."""
+    """Bytes of the storage behind all parameters and buffers, shared storage counted once, and of
+    weights packed by a library, which a layer that holds them tells as `packed_bytes`."""
     storages = {}
     for tensor in [*module.parameters(), *module.buffers()]:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    packed = sum(getattr(layer, "packed_bytes", 0) for layer in module.modules())
+    return sum(storages.values()) + packed
 
 
 def file_bytes(folder: Path) -> int:

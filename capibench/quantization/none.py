@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from capibench.model.language_model import LanguageModel
 
@@ -12,6 +13,9 @@ from capibench.model.language_model import LanguageModel
 @dataclass
 class NoQuantization:
     """Changes nothing and writes nothing."""
+
+    calibrated: ClassVar[bool] = False
+    load_only: ClassVar[frozenset[str]] = frozenset()
 
     def params(self) -> dict[str, int | float | str | bool | None]:
         return {"method": "none"}

@@ -1,0 +1,101 @@
+"""Weights of 2 to 8 bits by rounding alone: no calibration data, seconds even for large models.
+
+What it costs in quality is the yardstick of the methods that look at data (GPTQ, AWQ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from capibench.model.language_model import LanguageModel
+from capibench.quantization.gptq_format import write_gptq
+from capibench.quantization.layers import choose_linears, weight_of
+from capibench.quantization.packed_linear import WHOLE_WORDS
+from capibench.quantization.quantized_weight import QuantizedWeight
+from capibench.quantization.rounding import round_to_nearest
+from capibench.quantization.sealed import read_seal, seal
+from capibench.quantization.weight_only import load_weight_only
+
+
+@dataclass
+class RoundToNearest:
+    """All linear layers but `skip_modules` on a grid of 2^bits points per group."""
+
+    bits: Literal[2, 3, 4, 8]
+    group_size: int
+    symmetric: bool
+    skip_modules: list[str]
+    packed_max_rows: int
+
+    calibrated: ClassVar[bool] = False
+    load_only: ClassVar[frozenset[str]] = frozenset({"packed_max_rows"})
+
+    def __post_init__(self) -> None:
+        check_group_size(self.group_size, self.bits)
+        check_packed_max_rows(self.packed_max_rows)
+
+    def params(self) -> dict[str, int | float | str | bool | None]:
+        return {
+            "method": f"int{self.bits}",
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+            "skip_modules": ",".join(sorted(self.skip_modules)),
+            "packed_max_rows": self.packed_max_rows,
+        }
+
+    def quantize(self, model: LanguageModel, calibration: Sequence[str], folder: Path) -> None:
+        """Write the integers as a GPTQ checkpoint. `model` is not changed, `calibration` not
+        needed."""
+        multiple = WHOLE_WORDS[self.bits]
+        chosen, kept = choose_linears(
+            model.module, self.skip_modules, self.group_size, multiple, multiple
+        )
+
+        def rounded() -> Iterator[tuple[str, QuantizedWeight]]:
+            for name, layer in chosen.items():
+                yield name, self.round(weight_of(layer))
+
+        scheme = {
+            "bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric,
+        }  # fmt: skip
+        write_gptq(model, rounded(), scheme, folder)
+        seal(
+            folder,
+            method=str(self.params()["method"]),
+            model=model.fingerprint,
+            facts={"kept": kept},
+        )
+
+    def round(self, weight: Tensor) -> QuantizedWeight:
+        """The grid points closest to `weight` [out, in]."""
+        return round_to_nearest(weight, self.bits, self.group_size, self.symmetric)
+
+    def load(self, model: LanguageModel, folder: Path) -> tuple[LanguageModel, str]:
+        """`model.module`, its linear layers replaced *in place* by packed ones of `folder`.
+
+        Raises:
+            DataError: a file is missing or damaged, or was made from other weights.
+        """
+        facts = read_seal(folder, method=str(self.params()["method"]), model=model.fingerprint)
+        return load_weight_only(model, folder, self.packed_max_rows, facts["kept"])
+
+
+def check_group_size(group_size: int, bits: int) -> None:
+    """ValueError unless packed words of `bits` hold whole groups; 0 means per output channel."""
+    multiple = WHOLE_WORDS[bits]
+    if group_size < 0 or group_size % multiple:
+        raise ValueError(
+            f"group_size: got {group_size}; expected a multiple of {multiple} (32, 64 and 128 are "
+            f"usual) for {bits} bits, or 0 for one group per output channel"
+        )
+
+
+def check_packed_max_rows(packed_max_rows: int) -> None:
+    if packed_max_rows < 0:
+        raise ValueError(f"packed_max_rows: got {packed_max_rows}; expected at least 0")

@@ -1,0 +1,61 @@
+"""Round-to-nearest: every weight to the closest point of its group's grid, nothing else moved.
+
+The method that needs no data, and the yardstick for those that do. Symmetric grids are centred on
+zero (scale from the largest magnitude), asymmetric ones span the group's smallest and largest
+weight (Jacob et al., arXiv 1712.05877, section 2.1). Scales are rounded to their stored precision
+first and the weights are divided by what is stored: rounding it afterwards would shift a group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from capibench.quantization.quantized_weight import QuantizedWeight
+
+SCALE_DTYPE = torch.float16  # what checkpoints of this format hold
+_SMALLEST_SCALE = 2.0**-24  # smallest positive float16
+
+
+def round_to_nearest(
+    weight: Tensor, bits: int, group_size: int, symmetric: bool
+) -> QuantizedWeight:
+    """The grid points closest to `weight` [out, in].
+
+    Args:
+        bits: 2 to 8; the grid has 2^bits points.
+        group_size: inputs that share a scale; 0: the whole output channel.
+        symmetric: zero point in the middle of the grid; else fitted to the group's range.
+
+    Raises:
+        ValueError: in_features is no multiple of `group_size`.
+    """
+    num_out, num_in = weight.shape
+    size = group_size or num_in
+    if num_in % size:
+        raise ValueError(f"group_size: got {size}; expected a divisor of in_features={num_in}")
+    grouped = weight.detach().float().reshape(num_out, num_in // size, size)
+    top = 2**bits - 1
+    middle = 2 ** (bits - 1)
+    if symmetric:
+        # Half a step beyond the grid's upper end and inside its lower one, as in GPTQ's grids.
+        scales = _stored(grouped.abs().amax(-1) / (middle - 0.5))
+        zeros = torch.full_like(scales, middle)
+    else:
+        low = grouped.amin(-1).clamp(max=0.0)
+        high = grouped.amax(-1).clamp(min=0.0)
+        scales = _stored((high - low) / top)
+        zeros = (-low / scales).round().clamp_(0, top)
+    q = (grouped / scales[..., None]).round_().add_(zeros[..., None]).clamp_(0, top)
+    return QuantizedWeight(
+        q=q.to(torch.uint8).reshape(num_out, num_in),
+        scales=scales.to(SCALE_DTYPE),
+        zeros=zeros.to(torch.uint8),
+        bits=bits,
+        group_size=size,
+    )
+
+
+def _stored(scales: Tensor) -> Tensor:
+    """`scales` as float32 numbers that float16 holds exactly, none of them 0."""
+    return scales.clamp(min=_SMALLEST_SCALE).to(SCALE_DTYPE).float()
