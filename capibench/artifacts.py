@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,6 +32,16 @@ _log = logging.getLogger(__name__)
 def home() -> Path:
     """Where everything CapiBench writes is kept: $CAPIBENCH_HOME, or `outputs` here."""
     return Path(os.environ.get("CAPIBENCH_HOME", "outputs")).resolve()
+
+
+@cache
+def source_hash(room: str) -> str:
+    """Hash of a room's source: what it made is made again after its code has changed."""
+    digest = hashlib.blake2b(digest_size=8)
+    sources = (Path(__file__).parent / room).rglob("*.*")
+    for path in sorted(source for source in sources if source.suffix in (".py", ".cpp")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class ArtifactMissing(CapiBenchError):

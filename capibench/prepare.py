@@ -7,11 +7,10 @@ What making them cost is kept with them and reported as set-up cost by every run
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -19,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capibench.artifacts import Artifact, ArtifactStore
+from capibench.artifacts import Artifact, ArtifactStore, source_hash
 from capibench.corpus.corpus import Corpus
 from capibench.corpus.stored import read_corpus, write_corpus
 from capibench.embedder.embedder import Vectors
 from capibench.errors import ConfigError
 from capibench.index.recall import exact_search, recall_at_k
 from capibench.index.tuning.objective import RecallSample
+from capibench.quantization.quantization import artifact_params
 from capibench.stack import Choices
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Preparation:
         key = {
             "corpus": self.config["corpus"],
             "source": self.choices.corpus.source_key(),
-            "code": _code("corpus"),
+            "code": source_hash("corpus"),
         }
         return self.store.get_or_make(
             "corpus", key, lambda folder: write_corpus(self.choices.corpus.load(), folder)
@@ -107,7 +107,7 @@ class Preparation:
         return {
             "corpus": self.corpus.content_hash,
             "embedder": self.choices.embedder.fingerprint(),
-            "code": _code("embedder"),
+            "code": source_hash("embedder"),
         }
 
     @property
@@ -115,7 +115,7 @@ class Preparation:
         return {
             **self._retrieval_key,
             "index": self.choices.index.build_params(),
-            "index_code": _code("index"),
+            "index_code": source_hash("index"),
         }
 
     @cached_property
@@ -199,21 +199,18 @@ class Preparation:
 
     @property
     def _model_key(self) -> dict[str, Any]:
-        return {"model": self.choices.model.source_key(), "code": _code("model")}
+        return {"model": self.choices.model.source_key(), "code": source_hash("model")}
 
     @property
     def _quantized_key(self) -> dict[str, Any]:
         quantization = self.choices.quantization
-        calibrated = quantization.calibrated
         return {
             **self._model_key,
-            "quantization": {
-                name: value
-                for name, value in quantization.params().items()
-                if name not in quantization.load_only
-            },
-            "calibration": [self.corpus.content_hash, CALIBRATION_TEXTS] if calibrated else None,
-            "quantization_code": _code("quantization"),
+            "quantization": artifact_params(quantization),
+            "calibration": [self.corpus.content_hash, CALIBRATION_TEXTS]
+            if quantization.calibrated
+            else None,
+            "quantization_code": source_hash("quantization"),
         }
 
     @property
@@ -243,7 +240,7 @@ class Preparation:
             **self._served_key,
             "corpus": self.corpus.content_hash,
             "texts": QUALITY_TEXTS,
-            "quality_code": _code("quantization"),
+            "quality_code": source_hash("quantization"),
             "torch": version("torch"),
             "transformers": version("transformers"),
         }
@@ -292,7 +289,7 @@ class Preparation:
             **self._served_key,
             "corpus": self.corpus.content_hash,
             "texts": QUALITY_TEXTS,
-            "kv_cache_code": [_code("engine"), _code("quantization")],
+            "kv_cache_code": [source_hash("engine"), source_hash("quantization")],
             "torch": version("torch"),
             "transformers": version("transformers"),
         }
@@ -325,16 +322,6 @@ class Preparation:
                 _ = self.quantized_artifact
             if self.choices.model.meaningful:
                 _ = self.text_quality, self.kv_cache_quality
-
-
-@cache
-def _code(room: str) -> str:
-    """Hash of a room's source: what it made is made again after its code has changed."""
-    digest = hashlib.blake2b(digest_size=8)
-    sources = (Path(__file__).parent / room).rglob("*.*")
-    for path in sorted(source for source in sources if source.suffix in (".py", ".cpp")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -18,6 +20,12 @@ class LanguageModel:
     fingerprint: str  # hash of weights and precision; part of artifact and cache keys
     dtype: str  # "bfloat16" or "float32": what matrix products run in
     meaningful: bool  # False for random weights: no quality metric is computed from them
+
+    def changed(self, params: Mapping[str, object]) -> LanguageModel:
+        """The same model under another identity, after its module was changed as `params` say."""
+        identity = f"{self.fingerprint} {sorted(params.items())}".encode()
+        fingerprint = hashlib.blake2b(identity, digest_size=16).hexdigest()
+        return replace(self, fingerprint=fingerprint)
 
 
 class ModelSource(Protocol):

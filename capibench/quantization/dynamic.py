@@ -78,4 +78,4 @@ class DynamicInt8:
             f"{kernel}, one scale per token; {len(facts['quantized'])} layers"
             f"{describe_kept(facts['kept'], model.dtype)}"
         )
-        return model, sentence
+        return model.changed(self.params()), sentence

@@ -59,4 +59,5 @@ class FloatWeights:
         with torch.no_grad():
             for name, tensor in read_tensors(folder):
                 own[name].copy_(tensor)
-        return replace(model, module=module, dtype=self.dtype), f"aten::linear ({self.dtype})"
+        model = replace(model.changed(self.params()), dtype=self.dtype)
+        return model, f"aten::linear ({self.dtype})"

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from safetensors import SafetensorError
 
-from capibench.artifacts import Artifact, ArtifactStore, home
+from capibench.artifacts import Artifact, ArtifactStore, home, source_hash
 from capibench.config import build
 from capibench.errors import ConfigError, MissingExtra
 from capibench.model.precision import Precision
@@ -38,7 +36,7 @@ from capibench.quantization.comparison import DEFAULT_BALANCE, Comparison, axes,
 from capibench.quantization.history import BENCHMARKED, QUANTIZED, History
 from capibench.quantization.methods import QuantizationMethod
 from capibench.quantization.presets import build_preset
-from capibench.quantization.quantization import Quantization
+from capibench.quantization.quantization import Quantization, artifact_params
 from capibench.quantization.reloading import (
     model_folder,
     record,
@@ -240,7 +238,7 @@ class QuantizationManager:
         if chosen is None:
             with self._writing():
                 chosen = calibration_text.standard_library(
-                    self._store, self._num_calibration_texts, self._seed, _code("corpus")
+                    self._store, self._num_calibration_texts, self._seed, source_hash("corpus")
                 )
         tokenizer = load_tokenizer(folder, "model_path")
         return chosen, chosen.facts(tokenizer, self._min_calibration_tokens)
@@ -254,9 +252,9 @@ class QuantizationManager:
     ) -> Artifact:
         key = {
             "model": source,
-            "quantization": quantization.params(),
+            "quantization": artifact_params(quantization),
             "calibration": None if text is None else text.digest,
-            "code": {"model": _code("model"), "quantization": _code("quantization")},
+            "code": {"model": source_hash("model"), "quantization": source_hash("quantization")},
         }
 
         def make(target: Path) -> float:
@@ -333,13 +331,3 @@ def _method(method: QuantizationMethod) -> QuantizationMethod:
 def _check_iterations(num_iterations: int) -> None:
     if num_iterations < 1:
         raise ConfigError("num_iterations", f"got {num_iterations}; expected at least 1")
-
-
-@cache
-def _code(room: str) -> str:
-    """Hash of a room's source: what it made is made again after its code has changed."""
-    digest = hashlib.blake2b(digest_size=8)
-    package = Path(__file__).resolve().parent.parent
-    for path in sorted((package / room).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -133,7 +133,8 @@ class Mixed:
             DataError: a file is missing or damaged, or was made from other weights.
         """
         facts = read_seal(folder, method=_METHOD, model=model.fingerprint)
-        return load_weight_only(model, folder, self.packed_max_rows, facts["kept"])
+        model, kernel = load_weight_only(model, folder, self.packed_max_rows, facts["kept"])
+        return model.changed(self.params()), kernel
 
     def _round(self, weight: Tensor, bits: int) -> QuantizedWeight:
         return round_to_nearest(weight, bits, self.group_size, self.symmetric)

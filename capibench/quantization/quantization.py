@@ -25,3 +25,9 @@ class Quantization(Protocol):
 
     def load(self, model: LanguageModel, folder: Path) -> tuple[LanguageModel, str]:
         """`model` with the weights from `folder`, and the kernel that multiplies them."""
+
+
+def artifact_params(quantization: Quantization) -> dict[str, int | float | str | bool | None]:
+    """The settings that the written artifact depends on."""
+    params = quantization.params()
+    return {name: value for name, value in params.items() if name not in quantization.load_only}

@@ -83,7 +83,8 @@ class RoundToNearest:
             DataError: a file is missing or damaged, or was made from other weights.
         """
         facts = read_seal(folder, method=str(self.params()["method"]), model=model.fingerprint)
-        return load_weight_only(model, folder, self.packed_max_rows, facts["kept"])
+        model, kernel = load_weight_only(model, folder, self.packed_max_rows, facts["kept"])
+        return model.changed(self.params()), kernel
 
 
 def check_group_size(group_size: int, bits: int) -> None:

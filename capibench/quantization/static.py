@@ -115,7 +115,7 @@ class StaticInt8:
             f"{kernel}, one calibrated scale per layer ({self.range}); "
             f"{len(facts['quantized'])} layers{describe_kept(facts['kept'], model.dtype)}"
         )
-        return model, sentence
+        return model.changed(self.params()), sentence
 
     def _windows(self, model: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
         """`num_samples` seeded stretches of the joined texts, as GPTQ draws them (Frantar et al.,

@@ -24,6 +24,11 @@ NEEDED = {
     ("index_tuning", "recall_target"): ["index=ivf"],
     ("model", "llama_1b_shape"): ["model.num_layers=1", "load.num_requests=2"],
     ("model", "llama_60m_shape"): ["model.num_layers=1"],
+    **{
+        ("quantization", name): ["quantization.num_samples=8", "quantization.sequence_tokens=64"]
+        for name in ("gptq_3bit", "gptq_4bit", "gptq_8bit", "awq_4bit", "static_int8")
+    },
+    ("quantization", "mixed"): ["quantization.sensitivity_tokens=100"],
 }
 GROUPS = (
     "batching", "cache", "cache/tiers", "corpus", "embedder", "engine", "index", "index_tuning",

@@ -39,7 +39,7 @@ def test_default_stack(outcome: object) -> None:
         "memory.resident_bytes", "memory.peak_bytes", "cache.result.hit_rate",
     ):  # fmt: skip
         assert metrics[name]["value"] is not None, name
-    assert 1.2 < metrics["model.compression_ratio"]["value"] < 2.1
+    assert 1.2 < metrics["model.compression_ratio"]["value"] < 4
     assert document["components"]["quantization"]["kernel"] != "none"
 
     schema = json.loads((Path(capibench.__file__).parent / "run_schema.json").read_text())

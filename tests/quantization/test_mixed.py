@@ -97,9 +97,9 @@ def test_budgets_that_cannot_be_met(source, tmp_path):
 
 
 def test_wrong_settings():
-    with pytest.raises(ValueError, match="mean_bits: got 5.0 with max_kl=0.1; expected exactly"):
+    with pytest.raises(ValueError, match=r"mean_bits: got 5.0 with max_kl=0.1; expected exactly"):
         method(5.0, 0.1)
-    with pytest.raises(ValueError, match="widths: got .* expected at least two"):
+    with pytest.raises(ValueError, match=r"widths: got .* expected at least two"):
         method(widths=[4])
     with pytest.raises(ValueError, match="mean_bits: got -1; expected more than 0"):
         method(-1)
