@@ -3,7 +3,7 @@
 The layout is the one of the compressed-tensors package, format `int-quantized`: beside each int8
 `weight` [out, in] stands `weight_scale` [out, 1], and where activations are calibrated
 `input_scale` [1] and `input_zero_point` int8 [1]; `quantization_config` in config.json says which
-layers are so. Everything else stays in the precision that is served. The package itself is not
+layers are so. Everything else is stored in 16 bits. The package itself is not
 needed. GPT-2's Conv1D layers are written as the linear layers that they are, which only CapiBench
 reads back.
 """
@@ -25,6 +25,7 @@ from capibench.errors import DataError
 from capibench.model.language_model import LanguageModel
 from capibench.quantization.int8_activations import ActivationRange
 from capibench.quantization.layers import weight_of
+from capibench.quantization.tensor_files import stored_dtype, untied
 
 WEIGHTS = "model.safetensors"
 # Names that a reader looks for beside `<layer>.weight`.
@@ -75,12 +76,11 @@ def write(
             tensors[f"{name}.{INPUT_ZERO_POINT}"] = torch.tensor(
                 [stored.zero_point], dtype=torch.int8
             )
-    seen: set[int] = set()  # tied weights are stored once, under their first name
-    for name, tensor in model.module.state_dict().items():
-        if name in tensors or tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        tensors[name] = tensor.detach().cpu().contiguous()
+    dtype = stored_dtype(model.module)
+    for name, tensor in untied(model.module):
+        if name not in tensors:
+            kept_exact = not tensor.is_floating_point()
+            tensors[name] = (tensor if kept_exact else tensor.to(dtype)).cpu().contiguous()
     save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
     model.tokenizer.save_pretrained(str(folder))
     config = model.module.config.to_dict() | {

@@ -16,7 +16,7 @@ import torch
 from capibench.model.language_model import LanguageModel
 from capibench.quantization.gptq_format import write_config
 from capibench.quantization.sealed import read_seal, seal
-from capibench.quantization.tensor_files import ShardWriter, read_tensors
+from capibench.quantization.tensor_files import ShardWriter, read_tensors, untied
 
 METHOD = "float"
 
@@ -37,11 +37,8 @@ class FloatWeights:
         """Write the converted parameters. `model` is not changed, `calibration` not needed."""
         dtype = getattr(torch, self.dtype)
         writer = ShardWriter(folder)
-        seen: set[int] = set()
-        for name, tensor in model.module.state_dict().items():
-            if tensor.data_ptr() not in seen:
-                seen.add(tensor.data_ptr())
-                writer.add({name: tensor.to(dtype)})
+        for name, tensor in untied(model.module):
+            writer.add({name: tensor.to(dtype)})
         writer.close()
         write_config(model, None, folder)
         seal(folder, method=METHOD, model=model.fingerprint, facts={})

@@ -1,7 +1,7 @@
 """Writes integers as a checkpoint that Transformers and vLLM load: the format of AutoGPTQ.
 
 Whatever method chose the integers, this is how weight-only ones are stored here: `qweight`,
-`qzeros`, `scales` and `g_idx` per layer, everything else as it was, the scheme in `config.json`.
+`qzeros`, `scales` and `g_idx` per layer, the rest in 16 bits, the scheme in `config.json`.
 Layers are written as they come, so that a model need not fit into memory to be quantized.
 """
 
@@ -25,7 +25,7 @@ def write_gptq(
     scheme: Mapping[str, Any],
     folder: Path,
 ) -> dict[str, int]:
-    """Write `layers`, and the rest of `model` as it is, into the empty `folder`.
+    """Write `layers`, and the rest of `model`, into the empty `folder`.
 
     Args:
         layers: name and integers of each quantized layer; read once, in order.
@@ -41,7 +41,7 @@ def write_gptq(
         packed = pack_gptq(weight, zeros_plus_one=scheme["symmetric"])
         writer.add({f"{name}.{part}": tensor for part, tensor in packed.items()})
         bits[name] = weight.bits
-    writer.add_rest(model.module.state_dict(), {f"{name}.weight" for name in bits})
+    writer.add_rest(model.module, {f"{name}.weight" for name in bits})
     writer.close()
     others = {name: b for name, b in bits.items() if b != scheme["bits"]}
     config: dict[str, Any] = {

@@ -30,6 +30,7 @@ from capibench.quantization.calibration_tokens import choose_tokens
 from capibench.quantization.layers import choose_linears
 from capibench.quantization.quantized_checkpoint import read_quantized_checkpoint
 from capibench.quantization.sealed import seal
+from capibench.quantization.tensor_files import stored_dtype
 
 IN_MULTIPLE = 32  # inputs and outputs that fill whole packed words for every number of bits
 _PROCESS = "capibench.quantization.gptqmodel_process"
@@ -99,7 +100,7 @@ def quantize_with_gptqmodel(
             "seed": seed,
             "gptq": dict(gptq),
             "device": native_device().type,
-            "stored_dtype": _stored_dtype(model),
+            "stored_dtype": str(stored_dtype(model.module)).removeprefix("torch."),
             "threads": torch.get_num_threads(),
         }
         (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
@@ -156,10 +157,3 @@ def _run(work: Path) -> None:
         _log.error("gptqmodel's last output:\n%s", "\n".join(lines[-40:]))
         last = lines[-1] if lines else "no output"
         raise RunFailed(f"gptqmodel ended with status {ended.returncode}: {last}")
-
-
-def _stored_dtype(model: LanguageModel) -> str:
-    """What is not quantized is stored in 16 bits: in bfloat16 where that changes nothing (the
-    weights were trained or shipped in it), else in float16, which is closer."""
-    exact = all(bool((p == p.to(torch.bfloat16)).all()) for p in model.module.parameters())
-    return "bfloat16" if exact else "float16"

@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from capibench.errors import DataError
 
@@ -37,14 +38,12 @@ class ShardWriter:
         if self._bytes >= SHARD_BYTES:
             self._flush()
 
-    def add_rest(self, state: Mapping[str, Tensor], but: set[str]) -> None:
-        """All of `state` except `but`; tied weights are stored once, under their first name."""
-        seen: set[int] = set()
-        for name, tensor in state.items():
-            if name in but or tensor.data_ptr() in seen:
-                continue
-            seen.add(tensor.data_ptr())
-            self.add({name: tensor})
+    def add_rest(self, module: nn.Module, but: set[str]) -> None:
+        """What is not quantized, all of `module` except `but`, in 16 bits (`stored_dtype`)."""
+        dtype = stored_dtype(module)
+        for name, tensor in untied(module):
+            if name not in but:
+                self.add({name: tensor.to(dtype) if tensor.is_floating_point() else tensor})
 
     def close(self) -> None:
         """Write what waits; one file is `model.safetensors`, several get an index."""
@@ -71,6 +70,22 @@ class ShardWriter:
         self._shards.append(list(self._waiting))
         self._total_bytes += self._bytes
         self._waiting, self._bytes = {}, 0
+
+
+def untied(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and values of all that `module` stores; tied weights once, under their first name."""
+    seen: set[int] = set()
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            yield name, tensor
+
+
+def stored_dtype(module: nn.Module) -> torch.dtype:
+    """How weights that are not quantized are stored beside those that are: bfloat16 where that
+    changes nothing (they were trained or shipped in it), else float16, which is closer."""
+    exact = all(bool((p == p.to(torch.bfloat16)).all()) for p in module.parameters())
+    return torch.bfloat16 if exact else torch.float16
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
