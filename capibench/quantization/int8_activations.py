@@ -17,6 +17,7 @@ library needs on this machine is not guessed from names but tried (`exact_bits`)
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Protocol
@@ -163,7 +164,7 @@ class ActivationRange:
         return self.scale * 255 / top, round(unsigned * top / 255)
 
 
-class Int8ActivationLinear(nn.Module):
+class Int8ActivationLinear(nn.Module, ABC):
     """`y = dequantized(quantized(x)) · dequantized(W)ᵀ + b`, in the dtype of `x`."""
 
     bias: Tensor | None
@@ -196,8 +197,9 @@ class Int8ActivationLinear(nn.Module):
             y.add_(self.bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
+    @abstractmethod
     def _multiply(self, rows: Tensor) -> Tensor:
-        raise NotImplementedError
+        """float32 [n, in] → float32 [n, out], without the bias."""
 
 
 class DynamicInt8Linear(Int8ActivationLinear):
