@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_llama import byte_tokenizer, load_tiny, save_tiny
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import capibench.quantization
 from capibench.artifacts import ArtifactStore
@@ -390,6 +390,24 @@ def test_another_architecture(manager, tmp_path):
     assert quantized.validation_metrics["worst_layer_output_error"] < 0.02
     result = manager.benchmark_quantized_model(quantized, TEXTS, num_iterations=1)
     assert abs(result.accuracy_loss) < 0.05
+
+
+def test_gptq_of_a_folder_the_project_has_not_seen(manager, tmp_path):
+    pytest.importorskip("gptqmodel")
+    config = LlamaConfig(
+        hidden_size=128, num_hidden_layers=1, intermediate_size=256, num_attention_heads=2,
+        vocab_size=300, max_position_embeddings=256, initializer_range=0.15,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    byte_tokenizer().save_pretrained(tmp_path / "llama")
+    result = manager.quantize_model(
+        str(tmp_path / "llama"), QuantizationMethod.GPTQ, config_name="gptq_4bit"
+    )
+    assert result.compression_ratio > 1.5
+    checkpoint = next(Path(result.quantized_model_path).rglob("config.json"))
+    written = json.loads(checkpoint.read_text())["quantization_config"]
+    assert (written["quant_method"], written["bits"], written["group_size"]) == ("gptq", 4, 128)
 
 
 def test_comparison_runs_all_that_can_run(manager, source):
