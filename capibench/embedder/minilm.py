@@ -16,15 +16,13 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from capibench.embedder.embedder import Vectors
+from capibench.embedder.grouping import group_by_length
 from capibench.errors import DataError
 from capibench.model.precision import Precision, native_device, native_precision
 
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _DIMENSION = 384
 _MAX_POSITIONS = 512
-# A list longer than this (a corpus) goes through the model in pieces, which bounds the memory of
-# one forward pass; no pipeline batch is cut.
-_NUM_TEXTS_PER_FORWARD = 32
 
 
 @dataclass
@@ -34,6 +32,9 @@ class MiniLm:
 
     Runs on CUDA where torch finds a device, else on the CPU. In bf16 a vector depends slightly on
     its batch (cosine at least 0.999 to the unbatched one); pooling is always fp32.
+
+    The texts of a batch, or of a whole corpus, are divided into forward passes by their lengths
+    (`capibench.embedder.grouping`), each text counted once, by the tokens that the model reads.
     """
 
     modeled: ClassVar[bool] = False
@@ -41,14 +42,25 @@ class MiniLm:
     precision: Precision
     max_batch_size: int
     max_tokens: int
+    forward_tokens: int
+    max_forward_tokens: int
     _model: Any = field(init=False, repr=False, default=None)
     _tokenizer: Any = field(init=False, repr=False, default=None)
+    _num_forwards: int = field(init=False, repr=False, default=0)
+    _num_tokens: int = field(init=False, repr=False, default=0)
+    _num_padded_tokens: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1:
             raise ValueError(f"max_batch_size: got {self.max_batch_size}; expected at least 1")
         if not 3 <= self.max_tokens <= _MAX_POSITIONS:  # [CLS], [SEP] and something between
             raise ValueError(f"max_tokens: got {self.max_tokens}; expected 3 to {_MAX_POSITIONS}")
+        if self.forward_tokens < 0:
+            raise ValueError(f"forward_tokens: got {self.forward_tokens}; expected at least 0")
+        if self.max_forward_tokens < 1:
+            raise ValueError(
+                f"max_forward_tokens: got {self.max_forward_tokens}; expected at least 1"
+            )
 
     @property
     def dimension(self) -> int:
@@ -76,11 +88,7 @@ class MiniLm:
         self._model = model.to(native_device()).eval()
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """[n, 384] float32 unit vectors, row i for text i; longer texts are cut at `max_tokens`.
-
-        Texts of like length share a forward pass: padding a mixed batch to its longest text costs
-        more than batching gains.
-        """
+        """[n, 384] float32 unit vectors, row i for text i; longer texts are cut at `max_tokens`."""
         if self._model is None:
             raise RuntimeError("the embedder is not open")
         vectors = np.empty((len(texts), _DIMENSION), dtype=np.float32)
@@ -89,16 +97,21 @@ class MiniLm:
         tokens: list[list[int]] = self._tokenizer(
             list(texts), truncation=True, max_length=self.max_tokens, padding=False
         )["input_ids"]
-        by_length = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
-        step = max(_NUM_TEXTS_PER_FORWARD, self.max_batch_size)
-        for start in range(0, len(by_length), step):
-            rows = by_length[start : start + step]
-            vectors[rows] = self._forward([tokens[i] for i in rows])
+        passes = group_by_length(
+            [len(text) for text in tokens],
+            forward_tokens=self.forward_tokens,
+            max_padded_tokens=self.max_forward_tokens,
+        )
+        for rows in passes:
+            vectors[rows] = self._forward([tokens[row] for row in rows])
         return vectors
 
     @torch.inference_mode()
     def _forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         longest = max(len(text) for text in tokens)
+        self._num_forwards += 1
+        self._num_tokens += sum(len(text) for text in tokens)
+        self._num_padded_tokens += len(tokens) * longest
         token_ids = torch.full((len(tokens), longest), self._tokenizer.pad_token_id)
         mask = torch.zeros((len(tokens), longest), dtype=torch.int64)
         for row, text in enumerate(tokens):
@@ -127,6 +140,10 @@ class MiniLm:
             "weights_sha256": WEIGHTS_SHA256,
             "max_tokens": self.max_tokens,
             "num_threads": torch.get_num_threads(),
+            # since it was opened, the corpus too where this process embedded it
+            "forwards": self._num_forwards,
+            "tokens": self._num_tokens,
+            "padded_tokens": self._num_padded_tokens,
         }
 
     def _resolved_precision(self) -> Literal["bf16", "fp32"]:
