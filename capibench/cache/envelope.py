@@ -2,7 +2,8 @@
 
 Layout: CRC-32 of the rest (4 bytes, little endian), type tag (1 byte), payload. An array's payload
 opens with its dtype (length byte, ASCII) and shape (dimension count, 8 bytes each); then its items
-in C order. CRC-32 detects every flipped bit and every damaged run of up to 32 bits.
+in C order. A nested value is JSON with bytes, arrays and tuples in it marked (`_marked`), the bytes
+following. CRC-32 detects every flipped bit and every damaged run of up to 32 bits.
 """
 
 from __future__ import annotations
@@ -14,24 +15,33 @@ from typing import Any
 
 import numpy as np
 
-_BYTES, _STR, _JSON, _ARRAY = b"b", b"s", b"j", b"a"
+_BYTES, _STR, _JSON, _ARRAY, _HALF, _NESTED = b"b", b"s", b"j", b"a", b"h", b"n"
 _CRC_BYTES = 4
 _PLAIN_DTYPE_KINDS = "biufcSUmM"  # no object, no structured, no extension dtypes
+_MARK = "\0"  # the one key of a JSON object that stands for what JSON has not
 
 
 class DamagedError(ValueError):
     """The bytes are not what was stored; the record counts as a miss."""
 
 
-def encode(value: object) -> bytes:
-    """`value` (bytes, str, array, or JSON made of dict, list, str, numbers, bool, None) as bytes.
+def encode(value: object, *, half: bool = False) -> bytes:
+    """`value` as bytes: bytes, str, an array, None, bool, int, float, or lists, tuples and dicts
+    with str keys made of those.
 
-    Types are exact: a tuple or a numpy scalar would come back as something else.
+    Types are exact: a set or a numpy scalar would come back as something else.
+
+    Args:
+        half: keep a float32 array as float16, if all of it is in that range; it comes back as
+            float32, rounded to 11 bits.
 
     Raises:
         TypeError: naming the type that cannot be stored.
     """
-    body = _body(value)
+    try:
+        body = _body(value, half)
+    except RecursionError as error:
+        raise TypeError("cannot cache a value that is nested too deeply, or in itself") from error
     return zlib.crc32(body).to_bytes(_CRC_BYTES, "little") + body
 
 
@@ -44,44 +54,115 @@ def decode(record: bytes) -> Any:
     body = memoryview(record)[_CRC_BYTES:]
     if not body or zlib.crc32(body) != int.from_bytes(record[:_CRC_BYTES], "little"):
         raise DamagedError(f"checksum of a record of {len(record)} bytes does not fit")
-    tag, payload = bytes(body[:1]), body[1:]
+    return decode_trusted(record)
+
+
+def decode_trusted(record: bytes) -> Any:
+    """The value of a record that never left this process's memory."""
+    tag = record[4:5]
     if tag == _BYTES:
-        return bytes(payload)
+        return record[5:]
     if tag == _STR:
-        return str(payload, "utf-8", "surrogatepass")
+        return record[5:].decode("utf-8", "surrogatepass")
     if tag == _JSON:
-        return json.loads(bytes(payload))
+        return json.loads(record[5:])
+    payload = memoryview(record)[5:]
     if tag == _ARRAY:
         return _array(payload)
+    if tag == _HALF:
+        return _array(payload).astype(np.float32)
+    if tag == _NESTED:
+        return _nested(payload)
     raise DamagedError(f"unknown type tag {tag!r}")
 
 
-def _body(value: object) -> bytes:
+def is_text(record: bytes) -> bool:
+    """Whether the value is a text, or structured text."""
+    return record[4:5] in (_STR, _JSON)
+
+
+def _body(value: object, half: bool) -> bytes:
     if type(value) is bytes:
         return _BYTES + value
     if type(value) is str:
         return _STR + value.encode("utf-8", "surrogatepass")
     if type(value) is np.ndarray:
+        if half and value.dtype == np.float32:
+            with np.errstate(over="ignore"):
+                rounded = value.astype(np.float16)
+            if np.isfinite(rounded).all():
+                return _HALF + _array_body(rounded)
         return _ARRAY + _array_body(value)
-    _check_json(value)
-    return _JSON + json.dumps(value, separators=(",", ":")).encode("ascii")
+    blobs: list[bytes] = []
+    marked = _marked(value, blobs)
+    if not blobs and marked is value:
+        return _JSON + _dumped(value)
+    text = _dumped(marked)
+    sizes = struct.pack(f"<QQ{len(blobs)}Q", len(text), len(blobs), *map(len, blobs))
+    return b"".join([_NESTED, sizes, text, *blobs])
 
 
-def _check_json(value: object) -> None:
-    """Refuse what `json` would silently turn into something else, such as tuples or int keys."""
-    if type(value) is dict:
-        for key, item in value.items():
+def _dumped(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _marked(value: object, blobs: list[bytes]) -> object:
+    """`value` itself if it is JSON, else with what JSON has not replaced: {"\\0": [type, ...]}.
+
+    Raises:
+        TypeError: what would come back as something else.
+    """
+    cls = type(value)
+    if value is None or cls in (str, int, float, bool):
+        return value
+    if cls is dict:
+        assert isinstance(value, dict)
+        for key in value:
             if type(key) is not str:
                 raise TypeError(f"cannot cache a dict with a key of type {_type_name(key)}")
-            _check_json(item)
-    elif type(value) is list:
-        for item in value:
-            _check_json(item)
-    elif value is not None and type(value) not in (str, int, float, bool):
-        raise TypeError(
-            f"cannot cache a value of type {_type_name(value)}; "
-            "expected bytes, str, ndarray, dict, list, int, float, bool or None"
-        )
+        items = {key: _marked(item, blobs) for key, item in value.items()}
+        if _MARK in items:
+            return {_MARK: ["dict", list(items), list(items.values())]}
+        return value if all(items[key] is value[key] for key in items) else items
+    if cls is list or cls is tuple:
+        assert isinstance(value, list | tuple)
+        parts = [_marked(item, blobs) for item in value]
+        if cls is tuple:
+            return {_MARK: ["tuple", parts]}
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts
+    if cls is bytes or cls is np.ndarray:
+        is_bytes = isinstance(value, bytes)
+        blobs.append(value if is_bytes else _array_body(value))  # type: ignore[arg-type]
+        return {_MARK: ["bytes" if is_bytes else "array", len(blobs) - 1]}
+    raise TypeError(
+        f"cannot cache a value of type {_type_name(value)}; expected bytes, str, ndarray, None, "
+        "bool, int, float, or a list, tuple or dict of those"
+    )
+
+
+def _nested(payload: memoryview) -> Any:
+    text_bytes, num_blobs = struct.unpack_from("<QQ", payload)
+    sizes = struct.unpack_from(f"<{num_blobs}Q", payload, 16)
+    position = 16 + 8 * num_blobs
+    text = bytes(payload[position : position + text_bytes])
+    position += text_bytes
+    blobs = []
+    for size in sizes:
+        blobs.append(payload[position : position + size])
+        position += size
+
+    def unmark(found: dict[str, Any]) -> Any:
+        mark = found.get(_MARK)
+        if mark is None:
+            return found
+        if mark[0] == "tuple":
+            return tuple(mark[1])
+        if mark[0] == "dict":
+            return dict(zip(mark[1], mark[2], strict=True))
+        blob = blobs[mark[1]]
+        return bytes(blob) if mark[0] == "bytes" else _array(blob)
+
+    return json.loads(text, object_hook=unmark)
 
 
 def _type_name(value: object) -> str:

@@ -18,6 +18,8 @@ class CacheType(StrEnum):
     QUERY_RESULT = "query_result"  # the whole answer to a query
     EMBEDDING = "embedding"  # the vector of a text
     MODEL_OUTPUT = "model_output"  # what the model generated for a rendered prompt
+    COMPUTATION = "computation"  # any other costly result
+    METADATA = "metadata"  # what is known about something else
 
 
 def cache_key(kind: CacheType, *parts: str) -> bytes:

@@ -1,10 +1,7 @@
-"""The second tier, on SSD: RocksDB with a write-ahead log and without fsync per write, so that a
-killed process loses nothing and a power cut loses the last moments of a mere cache.
+"""The second tier, on SSD: records in RocksDB, keys, sizes and the policy's order in RAM.
 
-A record on disk is: CRC-32 over key and header (4 bytes), header (type, insertion number, cost,
-insertion time, expiry), the value's envelope with a checksum of its own. Every byte is covered;
-a damaged record is a miss, never a wrong value. Keys, sizes and the policy's order are in RAM and
-rebuilt on open in order of insertion (reads since then are not remembered).
+A damaged record is a miss, never a wrong value. On open the policy's state is rebuilt from what
+was inserted and, as far as the access log goes, read: the same calls in the same order.
 
 Expiry is absolute on the caller's clock: reopen a folder only under a clock that went on.
 `capacity_bytes` counts live records; RocksDB's log and not yet compacted ones come on top.
@@ -12,49 +9,68 @@ Expiry is absolute on the caller's clock: reopen a folder only under a clock tha
 
 from __future__ import annotations
 
-import logging
-import shutil
-import struct
 import threading
-import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
-from rocksdict import DBCompressionType, DBRecoveryMode, Options, Rdict
-
-from capibench.cache.envelope import DamagedError, decode
-from capibench.cache.keys import CacheType
+from capibench.cache.access_log import READS_PER_BLOCK, AccessLog, reads
+from capibench.cache.compression import RAW, Compression, Compressor
+from capibench.cache.envelope import DamagedError, decode, encode
+from capibench.cache.keys import KEY_BYTES, CacheType
 from capibench.cache.l1 import Found
+from capibench.cache.l2_record import (
+    OVERHEAD_BYTES,
+    StoredRecord,
+    claimed_kind,
+    pack_record,
+    unpack_record,
+)
 from capibench.cache.policy import EvictionPolicy
 from capibench.cache.residents import Counters, Entry, Residents
-from capibench.errors import ConfigError
+from capibench.cache.rocks import RocksStore
 
-_LOG = logging.getLogger(__name__)
-_HEADER = struct.Struct("<BQddd")  # type, insertion number, cost_s, inserted_s, expires_s
-_CRC_BYTES = 4
-_ENVELOPE_START = _CRC_BYTES + _HEADER.size
-OVERHEAD_BYTES = _ENVELOPE_START + 16  # our header, and RocksDB's per record
-_KINDS = tuple(CacheType)  # new types are appended: a record stores the position
+# What is not a record has a key of another length than records have.
+_DICTIONARY, _READS = b"dictionary/", b"reads/"
+_READS_KEPT_PER_ENTRY = 4
 
 
 class L2:
     """Thread-safe. A disk that fails (full, read-only, gone) costs hits, not requests: every
     failed operation is counted in `num_errors` and otherwise a miss or a value not stored."""
 
-    def __init__(self, policy: EvictionPolicy, capacity_bytes: int, folder: Path) -> None:
+    def __init__(
+        self,
+        policy: EvictionPolicy,
+        capacity_bytes: int,
+        folder: Path,
+        now: float = float("inf"),
+        *,
+        quotas: Mapping[CacheType, float] | None = None,
+        compression: Compression | None = None,
+    ) -> None:
         """Open or create the store in `folder`, which becomes readable by its owner alone.
+
+        Args:
+            now: what was inserted later than that is dropped: the clock has gone back.
+            quotas: see `Residents`.
+            compression: of records; None: stored as they are.
 
         Raises:
             ConfigError: another process, or another object of this one, uses the folder.
         """
-        self._residents = Residents(policy, capacity_bytes, OVERHEAD_BYTES)
+        begin_s = perf_counter()
+        self._residents = Residents(policy, capacity_bytes, OVERHEAD_BYTES, quotas)
         self._lock = threading.Lock()
-        self._num_inserted = 0
-        self.num_errors = 0
-        self.first_error: str | None = None
-        self._db: Rdict | None = self._open(folder)
-        if self._db is not None:
-            self._rebuild(self._db)
+        self._compressor = Compressor(compression)
+        self._num_events = 0
+        self._accesses = AccessLog()
+        self._blocks: list[bytes] = []  # their keys, oldest first
+        self._store = RocksStore(folder)
+        if self._store.is_open:
+            self._rebuild(now)
+        self.open_s = perf_counter() - begin_s
 
     @property
     def num_bytes(self) -> int:
@@ -66,7 +82,20 @@ class L2:
 
     @property
     def counters(self) -> dict[CacheType, Counters]:
-        return self._residents.counters
+        with self._lock:
+            return self._residents.counters
+
+    def counters_of(self, kind: CacheType) -> Counters:
+        """To count something in."""
+        return self._residents.counters_of(kind)
+
+    @property
+    def num_errors(self) -> int:
+        return self._store.num_errors
+
+    @property
+    def first_error(self) -> str | None:
+        return self._store.first_error
 
     def __len__(self) -> int:
         return len(self._residents)
@@ -74,25 +103,31 @@ class L2:
     def __contains__(self, key: bytes) -> bool:
         return key in self._residents
 
-    def get(self, kind: CacheType, key: bytes, now: float) -> Found | None:
+    def get(
+        self, kind: CacheType, key: bytes, now: float, allow_stale: bool = False
+    ) -> Found | None:
         """The value of `key`, or None when there is none, it is stale, damaged or unreadable."""
         with self._lock:
-            counter = self._residents.counters[kind]
-            if key not in self._residents:
+            resident = self._residents.get(key)
+            counter = self._residents.counters_of(kind)
+            if resident is None:
                 counter.misses += 1
                 return None
-            if not self._residents.is_fresh(key, now):
+            if now >= resident.entry.expires_s:
                 counter.expired += 1
                 counter.misses += 1
                 self._drop(key)
                 return None
+            if now >= resident.entry.fresh_until_s and not allow_stale:
+                counter.misses += 1
+                return None
             try:
-                stored = self._read(key)
+                stored = self._store.read(key)
                 if stored is None:
                     counter.misses += 1
                     self._drop(key)
                     return None
-                _, _, entry = _unpack(key, stored)
+                entry = self._unpacked(unpack_record(key, stored))
                 found = Found(decode(entry.record), entry)
             except DamagedError:
                 counter.damaged += 1
@@ -100,7 +135,24 @@ class L2:
                 self._drop(key)
                 return None
             self._residents.count_hit(key, len(entry.record), now)
+            self._note_read(key, now)
             return found
+
+    def peek(self, key: bytes, now: float) -> Entry | None:
+        """The entry of `key` if it is fresh and whole; nothing is counted, and no read noted."""
+        with self._lock:
+            resident = self._residents.get(key)
+            if resident is None or now >= resident.fresh_end_s:
+                return None
+            try:
+                stored = self._store.read(key)
+                if stored is None:
+                    return None
+                entry = self._unpacked(unpack_record(key, stored))
+                decode(entry.record)
+            except DamagedError:
+                return None
+            return entry
 
     def put(self, key: bytes, entry: Entry, now: float) -> bool:
         """Store `entry`; whether it is here now. What it displaces is gone.
@@ -111,21 +163,26 @@ class L2:
         with self._lock:
             if self._residents.expires_s(key) == entry.expires_s:
                 self._residents.renew(key, now)
+                self._note_read(key, now)
                 return True
             if key in self._residents:
                 self._drop(key)
             for stale in self._residents.stale(now):
-                self._delete(stale)
-            may_enter, victims = self._residents.make_room(key, entry, now)
-            for victim in victims:
-                self._delete(victim)
-            if not may_enter or not self._write(key, _pack(key, entry, self._num_inserted, now)):
+                self._store.delete(stale)
+            codec, packed = self._packed(entry)
+            stored = entry._replace(record=packed)
+            size = self._residents.size_of(key, stored)
+            may_enter, victims = self._residents.make_room(key, stored, now)
+            for victim, _ in victims:
+                self._store.delete(victim)
+            record = StoredRecord(stored, codec, len(entry.record), self._num_events, now)
+            if not may_enter or not self._store.write(key, pack_record(key, record)):
                 return False
-            self._num_inserted += 1
-            self._residents.insert(key, entry, now)
-            counter = self._residents.counters[entry.kind]
+            self._num_events += 1
+            self._residents.insert(key, entry._replace(record=b""), now, size)
+            counter = self._residents.counters_of(entry.kind)
             counter.stored += 1
-            counter.stored_bytes += len(entry.record)
+            counter.stored_bytes += len(packed)
             return True
 
     def remove(self, key: bytes) -> bool:
@@ -136,150 +193,142 @@ class L2:
             self._drop(key)
             return True
 
+    def sync(self) -> None:
+        """Make removals outlast a power cut; milliseconds."""
+        with self._lock:
+            self._store.sync()
+
+    def tagged(self, tag: str) -> list[bytes]:
+        """The keys of the entries that carry `tag`."""
+        with self._lock:
+            return self._residents.tagged(tag)
+
+    def matching(self, glob: str) -> list[bytes]:
+        """The keys of the entries whose name matches `glob`."""
+        with self._lock:
+            return self._residents.matching(glob)
+
+    def keys(self) -> list[bytes]:
+        """All keys, oldest insertion first."""
+        with self._lock:
+            return list(self._residents)
+
     def expire(self, now: float) -> int:
         """Drop everything that is stale at `now`; how many that were."""
         with self._lock:
             stale = self._residents.stale(now)
             for key in stale:
-                self._delete(key)
+                self._store.delete(key)
             return len(stale)
+
+    def clear(self) -> None:
+        """Remove everything, faster than one by one."""
+        with self._lock:
+            for key in list(self._residents):
+                self._residents.drop(key)
+            self._compressor.forget()
+            self._accesses.flush()
+            self._blocks.clear()
+            self._store.clear()
+
+    def stats(self) -> dict[str, Any]:
+        """What there is to say beside the counters, as JSON."""
+        with self._lock:
+            return {
+                "errors": self._store.num_errors,
+                "first_error": self._store.first_error,
+                "open_s": self.open_s,
+                "disk_bytes": self._store.disk_bytes(),
+                "compression": self._compressor.stats(),
+            }
 
     def close(self) -> None:
         """Release the folder at once; closing again does nothing."""
         with self._lock:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
+            block = self._accesses.flush()
+            if block is not None and self._store.is_open:
+                self._write_block(block)
+            self._store.close()
 
-    def _open(self, folder: Path) -> Rdict | None:
-        for is_retry in (False, True):
-            try:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                folder.chmod(0o700)
-                return Rdict(str(folder), _options())
-            except Exception as error:
-                message = str(error)
-                if "lock hold by" in message or "While lock file" in message:
-                    problem = f"{folder} is used by another process or cache; expected a free one"
-                    raise ConfigError("cache.folder", problem) from error
-                self._count_error("open", error)
-                if is_retry or "Corruption" not in message:
-                    return None
-                shutil.rmtree(folder, ignore_errors=True)  # a cache may start empty
-        return None
-
-    def _rebuild(self, db: Rdict) -> None:
-        found = []
-        for key, stored in self._scan(db):
-            try:
-                found.append((*_unpack(key, stored), key))
-            except DamagedError:
-                self._residents.counters[_kind_or_first(stored)].damaged += 1
-                self._delete(key)
-        found.sort(key=lambda item: item[0])
+    def _rebuild(self, now: float) -> None:
+        inserted: dict[bytes, StoredRecord] = {}
+        events: list[tuple[int, float, bytes]] = []
+        useless: list[bytes] = []
+        for key, stored in self._store.scan():
+            if key.startswith(_READS) and len(key) != KEY_BYTES:
+                self._blocks.append(key)
+                events.extend(reads(stored))
+            elif key.startswith(_DICTIONARY) and len(key) != KEY_BYTES:
+                if not self._load_dictionary(key, stored):
+                    useless.append(key)
+            else:
+                try:
+                    record = unpack_record(key, stored)
+                except DamagedError:
+                    self._residents.counters_of(claimed_kind(stored)).damaged += 1
+                    useless.append(key)
+                    continue
+                if record.inserted_s > now:
+                    useless.append(key)
+                    continue
+                size = self._residents.size_of(key, record.entry)
+                small = record.entry._replace(record=size.to_bytes(8, "little"))
+                inserted[key] = record._replace(entry=small)
+                events.append((record.event, record.inserted_s, key))
+        self._blocks.sort()
+        events.sort()
         last_s = 0.0
-        for number, inserted_s, entry, key in found:
-            self._residents.insert(key, entry, inserted_s)
-            self._num_inserted, last_s = number + 1, max(last_s, inserted_s)
-        for victim in self._residents.evict_to(self.capacity_bytes, last_s):
-            self._delete(victim)
+        for event, at_s, key in events:
+            self._num_events, last_s = event + 1, max(last_s, at_s)
+            of = inserted.get(key)
+            if of is None:
+                continue
+            if of.event == event:
+                size = int.from_bytes(of.entry.record, "little")
+                self._residents.insert(key, of.entry._replace(record=b""), at_s, size)
+            elif of.event < event:
+                self._residents.replay_hit(key, at_s)
+        for key in (*useless, *self._residents.evict_surplus(last_s)):
+            self._store.delete(key)
 
-    def _scan(self, db: Rdict) -> Iterator[tuple[bytes, bytes]]:
-        """All readable records: from the front up to a damaged block, then from the back."""
-        cursor, last = db.iter(), b""
-        cursor.seek_to_first()
-        while cursor.valid():
-            last = cursor.key()
-            yield last, cursor.value()
-            cursor.next()
+    def _load_dictionary(self, key: bytes, stored: bytes) -> bool:
+        """Whether it is whole."""
         try:
-            cursor.status()
-        except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
-            self._count_error("scan", error)
-        else:
-            return
-        cursor = db.iter()
-        cursor.seek_to_last()
-        while cursor.valid() and cursor.key() > last:
-            yield cursor.key(), cursor.value()
-            cursor.prev()
-
-    def _read(self, key: bytes) -> bytes | None:
-        """The stored bytes; None after a failed read."""
-        if self._db is None:
-            self.num_errors += 1
-            return None
-        try:
-            stored: bytes | None = self._db.get(key)
-        except Exception as error:
-            if "Corruption" in str(error):
-                raise DamagedError(str(error)) from error
-            self._count_error("read", error)
-            return None
-        if stored is None:
-            raise DamagedError("a resident record is not on disk")
-        return stored
-
-    def _write(self, key: bytes, stored: bytes) -> bool:
-        if self._db is None:
-            self.num_errors += 1
-            return False
-        try:
-            self._db.put(key, stored)
-        except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
-            self._count_error("write", error)
+            kind = CacheType(key[len(_DICTIONARY) :].decode("ascii"))
+            self._compressor.load_dictionary(kind, bytes(decode(stored)))
+        except ValueError:  # DamagedError is one
             return False
         return True
 
-    def _delete(self, key: bytes) -> None:
-        if self._db is None:
-            return
-        try:
-            self._db.delete(key)
-        except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
-            self._count_error("delete", error)
+    def _packed(self, entry: Entry) -> tuple[int, bytes]:
+        dictionary = self._compressor.learn(entry.kind, entry.record)
+        if dictionary is not None:
+            key = _DICTIONARY + entry.kind.value.encode("ascii")
+            if self._store.write(key, encode(dictionary)):
+                self._compressor.load_dictionary(entry.kind, dictionary)
+        return self._compressor.pack(entry.kind, entry.record)
+
+    def _unpacked(self, stored: StoredRecord) -> Entry:
+        entry = stored.entry
+        if stored.codec == RAW:
+            return entry
+        record = self._compressor.unpack(entry.kind, stored.codec, entry.record, stored.num_bytes)
+        return entry._replace(record=record)
+
+    def _note_read(self, key: bytes, now: float) -> None:
+        block = self._accesses.note(key, self._num_events, now)
+        self._num_events += 1
+        if block is not None:
+            self._write_block(block)
+
+    def _write_block(self, block: bytes) -> None:
+        key = _READS + self._num_events.to_bytes(8, "big")
+        if self._store.write(key, block):
+            self._blocks.append(key)
+        max_reads = max(_READS_KEPT_PER_ENTRY * len(self._residents), 2 * READS_PER_BLOCK)
+        while len(self._blocks) * READS_PER_BLOCK > max_reads:
+            self._store.delete(self._blocks.pop(0))
 
     def _drop(self, key: bytes) -> None:
         self._residents.drop(key)
-        self._delete(key)
-
-    def _count_error(self, operation: str, error: Exception) -> None:
-        self.num_errors += 1
-        if self.first_error is None:
-            self.first_error = f"{operation}: {error}"
-            _LOG.warning("the SSD cache tier failed (%s); going on without it", self.first_error)
-
-
-def _options() -> Options:
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.set_compression_type(DBCompressionType.none())  # so that bytes are what we count
-    options.set_wal_recovery_mode(DBRecoveryMode.skip_any_corrupted_record())
-    options.set_write_buffer_size(8 << 20)  # a killed store reopens soon
-    options.set_max_background_jobs(2)
-    options.set_keep_log_file_num(1)
-    return options
-
-
-def _pack(key: bytes, entry: Entry, number: int, now: float) -> bytes:
-    header = _HEADER.pack(_KINDS.index(entry.kind), number, entry.cost_s, now, entry.expires_s)
-    crc = zlib.crc32(header, zlib.crc32(key))
-    return crc.to_bytes(_CRC_BYTES, "little") + header + entry.record
-
-
-def _unpack(key: bytes, stored: bytes) -> tuple[int, float, Entry]:
-    """Insertion number, insertion time and entry; the envelope is checked when it is decoded."""
-    header = stored[_CRC_BYTES:_ENVELOPE_START]
-    crc = int.from_bytes(stored[:_CRC_BYTES], "little")
-    if len(stored) <= _ENVELOPE_START or zlib.crc32(header, zlib.crc32(key)) != crc:
-        raise DamagedError("checksum of a record's header does not fit")
-    kind, number, cost_s, inserted_s, expires_s = _HEADER.unpack(header)
-    if kind >= len(_KINDS):
-        raise DamagedError(f"unknown cache type {kind}")
-    return number, inserted_s, Entry(_KINDS[kind], stored[_ENVELOPE_START:], cost_s, expires_s)
-
-
-def _kind_or_first(stored: bytes) -> CacheType:
-    """The type that a damaged record claims, for the count alone."""
-    position = stored[_CRC_BYTES] if len(stored) > _CRC_BYTES else 0
-    return _KINDS[position] if position < len(_KINDS) else _KINDS[0]
+        self._store.delete(key)

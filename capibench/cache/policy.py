@@ -2,19 +2,26 @@
 
 A policy is pure and deterministic: time is an argument, and the same calls give the same victims.
 It is a dataclass whose init fields are its parameters and whose state is `field(init=False)`, set
-in `__post_init__`: the configured one is a prototype, and each tier decides with a fresh one of
-its own (`dataclasses.replace(prototype)`). Staleness is the tiers' business, whatever the policy.
+in `__post_init__`: the configured one is a prototype, and each tier decides with a `fresh` one of
+its own. Staleness is the tiers' business, whatever the policy.
+
+For an entry that finds no room a tier calls `admit` once, then `victim` and `on_remove` until the
+entry fits, then `on_insert`. So `admit` is where a policy learns what comes in, and an `on_remove`
+of the key that `victim` named last is an eviction, after which a policy may remember the key as a
+ghost; any other `on_remove` is an expiry or an invalidation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
 class EvictionPolicy(Protocol):
     """Laws, tested for every policy: the victim is resident; removed keys are forgotten;
-    the same trace gives the same hits; resident bytes never exceed the tier's capacity."""
+    the same trace gives the same hits; resident bytes never exceed the tier's capacity; what is
+    remembered is bounded by what the tier can hold."""
 
     def on_insert(self, key: bytes, size: int, cost_s: float, now: float, expires_s: float) -> None:
         """`key` of `size` bytes, not resident until now, became so; recomputing it costs `cost_s`
@@ -31,3 +38,19 @@ class EvictionPolicy(Protocol):
 
     def victim(self, now: float) -> bytes:
         """The resident key to evict next; called only when at least one is resident."""
+
+
+@runtime_checkable
+class NeedsCapacity(Protocol):
+    """A policy whose queues are shares of the tier is told the tier's size before anything else."""
+
+    def open(self, capacity_bytes: int) -> None:
+        """The tier that asks holds at most `capacity_bytes`."""
+
+
+def fresh(prototype: EvictionPolicy, capacity_bytes: int) -> EvictionPolicy:
+    """An empty policy with the parameters of `prototype`, for a tier of `capacity_bytes`."""
+    policy: EvictionPolicy = dataclasses.replace(prototype)  # type: ignore[type-var]
+    if isinstance(policy, NeedsCapacity):
+        policy.open(capacity_bytes)
+    return policy

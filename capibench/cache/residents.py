@@ -1,23 +1,36 @@
-"""What is in a tier: byte accounting, staleness and eviction, the same for RAM and SSD."""
+"""What is in a tier: byte accounting, staleness, labels, quotas and eviction, the same for RAM and
+SSD."""
 
 from __future__ import annotations
 
-import dataclasses
+import fnmatch
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from capibench.cache.expiry import ExpiryOrder
 from capibench.cache.keys import CacheType
-from capibench.cache.policy import EvictionPolicy
+from capibench.cache.policy import EvictionPolicy, fresh
+
+# What a label costs in RAM beside its text: the string's header, and places in the tables of tags.
+# Measured with tracemalloc at 2,000 and 22,000 entries; a tag that many entries carry costs more
+# than one of a single entry.
+_NAME_BYTES = 64
+_TAG_BYTES = 176
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One stored value with what must travel with it from tier to tier."""
 
     kind: CacheType
     record: bytes  # the value in its envelope
     cost_s: float  # what recomputing it costs
-    expires_s: float  # stale from then on, absolute on the clock of `now`
+    expires_s: float  # gone from then on, absolute on the clock of `now`
+    fresh_until_s: float = math.inf  # from then to `expires_s` only who allows stale values gets it
+    name: str = ""  # what a glob is matched against
+    tags: tuple[str, ...] = ()  # of which invalidating any one removes it
 
 
 @dataclass(slots=True)
@@ -27,13 +40,15 @@ class Counters:
     hits: int = 0
     misses: int = 0
     hit_bytes: int = 0  # encoded values that were served
+    saved_s: float = 0.0  # what computing the served values would have cost
+    stale_hits: int = 0  # of the hits: no longer fresh, served to who allows that
     stored: int = 0
     stored_bytes: int = 0
     expired: int = 0  # dropped as stale, when read or when room was needed
     evicted: int = 0  # had to leave for something else
     demoted: int = 0  # left the RAM tier (or was refused by it) for the SSD tier
     promoted: int = 0  # copied from the SSD tier into the RAM tier after a hit
-    rejected_too_large: int = 0  # larger than the whole tier
+    rejected_too_large: int = 0  # larger than the whole tier, or than its type's quota
     rejected_by_policy: int = 0
     damaged: int = 0  # bytes were not what was stored: a miss
     bytes: int = 0
@@ -45,12 +60,40 @@ def new_counters() -> dict[CacheType, Counters]:
     return {kind: Counters() for kind in CacheType}
 
 
-@dataclass(frozen=True, slots=True)
-class _Resident:
-    kind: CacheType
-    size: int
-    expires_s: float
-    cost_s: float
+class _Part:
+    """The room of one type with a quota, or of all types without."""
+
+    __slots__ = ("capacity_bytes", "num_bytes", "policy")
+
+    def __init__(self, policy: EvictionPolicy, capacity_bytes: int) -> None:
+        self.policy = fresh(policy, capacity_bytes)
+        self.capacity_bytes = capacity_bytes
+        self.num_bytes = 0
+
+
+class Resident:
+    """What is known in RAM of one entry."""
+
+    __slots__ = (
+        "counters",
+        "entry",
+        "fresh_end_s",
+        "hits",
+        "on_hit",
+        "part",
+        "record_bytes",
+        "size",
+    )
+
+    def __init__(self, entry: Entry, size: int, counters: Counters, part: _Part) -> None:
+        self.entry = entry  # with its record where the tier keeps that in RAM
+        self.size = size  # that the tier is charged for
+        self.counters = counters
+        self.part = part
+        self.record_bytes = len(entry.record)
+        self.hits = 0  # not yet in the counters: the one figure that the path of a hit keeps
+        self.on_hit = part.policy.on_hit
+        self.fresh_end_s = min(entry.fresh_until_s, entry.expires_s)
 
 
 class Residents:
@@ -59,16 +102,37 @@ class Residents:
     Not thread-safe: the tier holds the lock.
     """
 
-    def __init__(self, policy: EvictionPolicy, capacity_bytes: int, overhead_bytes: int) -> None:
+    def __init__(
+        self,
+        policy: EvictionPolicy,
+        capacity_bytes: int,
+        overhead_bytes: int,
+        quotas: Mapping[CacheType, float] | None = None,
+    ) -> None:
+        """`quotas`: the share of the tier that a type has to itself; others never take from it,
+        and it takes no more. Types without one share the rest."""
         if capacity_bytes < 1:
             raise ValueError(f"capacity_bytes: got {capacity_bytes}; expected at least 1")
         self.capacity_bytes = capacity_bytes
         self.num_bytes = 0
-        self.counters = new_counters()
-        self._policy: EvictionPolicy = dataclasses.replace(policy)  # type: ignore[type-var]
+        self._counters = new_counters()
+        own = {kind: int(share * capacity_bytes) for kind, share in (quotas or {}).items()}
+        rest = _Part(policy, max(1, capacity_bytes - sum(own.values())))
+        self._parts = {
+            kind: _Part(policy, max(1, own[kind])) if kind in own else rest for kind in CacheType
+        }
         self._overhead_bytes = overhead_bytes
-        self._residents: dict[bytes, _Resident] = {}
+        self._residents: dict[bytes, Resident] = {}
+        self.get = self._residents.get  # a resident by its key, or None
         self._expiry = ExpiryOrder()
+        self._tagged: dict[str, bytes | set[bytes]] = {}  # a set where several entries carry it
+
+    @property
+    def counters(self) -> dict[CacheType, Counters]:
+        """What happened, by type; looks at all residents."""
+        for resident in list(self._residents.values()):
+            _count(resident)
+        return self._counters
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._residents
@@ -76,89 +140,163 @@ class Residents:
     def __len__(self) -> int:
         return len(self._residents)
 
+    def __iter__(self) -> Iterator[bytes]:
+        """The resident keys, oldest insertion first."""
+        return iter(self._residents)
+
     def keys(self) -> list[bytes]:
         """All resident keys, oldest insertion first."""
         return list(self._residents)
 
+    def tagged(self, tag: str) -> list[bytes]:
+        """The keys of the entries that carry `tag`."""
+        keys = self._tagged.get(tag, set())
+        return [keys] if isinstance(keys, bytes) else sorted(keys)
+
+    def matching(self, glob: str) -> list[bytes]:
+        """The keys of the entries whose name matches; looks at all of them."""
+        matches = re.compile(fnmatch.translate(glob)).match
+        return [key for key, resident in self._residents.items() if matches(resident.entry.name)]
+
     def size_of(self, key: bytes, entry: Entry) -> int:
-        """Bytes that `entry` takes here: key, encoded value and the tier's overhead per entry."""
-        return len(key) + len(entry.record) + self._overhead_bytes
+        """Bytes that `entry` takes here: key, encoded value, labels and overhead per entry."""
+        size = len(key) + len(entry.record) + self._overhead_bytes
+        if entry.name:
+            size += _NAME_BYTES + len(entry.name)
+        for tag in entry.tags:
+            size += _TAG_BYTES + len(tag)
+        return size
+
+    def fits(self, key: bytes, entry: Entry) -> bool:
+        """Whether the empty tier could hold `entry`."""
+        return self.size_of(key, entry) <= self._parts[entry.kind].capacity_bytes
+
+    def counters_of(self, kind: CacheType) -> Counters:
+        """To count something in; hits of residents are not in it yet."""
+        return self._counters[kind]
 
     def is_fresh(self, key: bytes, now: float) -> bool:
         """Whether `key` is resident and not stale."""
         resident = self._residents.get(key)
-        return resident is not None and now < resident.expires_s
+        return resident is not None and now < resident.entry.expires_s
 
     def expires_s(self, key: bytes) -> float | None:
         """When a resident key goes stale; None when it is not resident."""
         resident = self._residents.get(key)
-        return None if resident is None else resident.expires_s
+        return None if resident is None else resident.entry.expires_s
 
     def count_hit(self, key: bytes, num_record_bytes: int, now: float) -> None:
         """`key` was read and its value found whole."""
-        counter = self.counters[self._residents[key].kind]
-        counter.hits += 1
-        counter.hit_bytes += num_record_bytes
-        self._policy.on_hit(key, now)
+        resident = self._residents[key]
+        resident.record_bytes = num_record_bytes
+        resident.hits += 1
+        if now >= resident.entry.fresh_until_s:
+            resident.counters.stale_hits += 1
+        resident.on_hit(key, now)
+
+    def replay_hit(self, key: bytes, now: float) -> None:
+        """`key` was read in an earlier life of the tier."""
+        self._residents[key].part.policy.on_hit(key, now)
 
     def stale(self, now: float) -> list[bytes]:
         """Drop what is stale at `now`, counted as expired, and return it."""
         keys = []
         while (first := self._expiry.first()) is not None and first[1] <= now:
             keys.append(first[0])
-            self.counters[self.drop(first[0])].expired += 1
+            self._counters[self.drop(first[0]).kind].expired += 1
         return keys
 
-    def drop(self, key: bytes) -> CacheType:
+    def drop(self, key: bytes) -> Entry:
         """Forget a resident key; the caller counts why."""
         resident = self._residents.pop(key)
+        entry = resident.entry
+        _count(resident)
         self.num_bytes -= resident.size
-        counter = self.counters[resident.kind]
-        counter.bytes -= resident.size
-        counter.entries -= 1
-        self._expiry.discard(key)
-        self._policy.on_remove(key)
-        return resident.kind
+        resident.part.num_bytes -= resident.size
+        resident.counters.bytes -= resident.size
+        resident.counters.entries -= 1
+        if entry.expires_s < math.inf:
+            self._expiry.discard(key)
+        for tag in entry.tags:
+            keys = self._tagged[tag]
+            if isinstance(keys, set):
+                keys.discard(key)
+            if not keys or keys == key:
+                del self._tagged[tag]
+        resident.part.policy.on_remove(key)
+        return entry
 
-    def make_room(self, key: bytes, entry: Entry, now: float) -> tuple[bool, list[bytes]]:
-        """Whether `entry` may enter, and the keys that were evicted for it.
+    def make_room(
+        self, key: bytes, entry: Entry, now: float
+    ) -> tuple[bool, list[tuple[bytes, Entry]]]:
+        """Whether `entry` may enter, and what was evicted for it.
 
         `key` itself must not be resident, and stale entries must have been dropped.
         """
         size = self.size_of(key, entry)
-        counter = self.counters[entry.kind]
-        if size > self.capacity_bytes:
-            counter.rejected_too_large += 1
+        part = self._parts[entry.kind]
+        if size > part.capacity_bytes:
+            self._counters[entry.kind].rejected_too_large += 1
             return False, []
-        if self.num_bytes + size <= self.capacity_bytes:
+        if part.num_bytes + size <= part.capacity_bytes:
             return True, []
-        if not self._policy.admit(key, size, entry.cost_s, now):
-            counter.rejected_by_policy += 1
+        if not part.policy.admit(key, size, entry.cost_s, now):
+            self._counters[entry.kind].rejected_by_policy += 1
             return False, []
-        return True, self.evict_to(self.capacity_bytes - size, now)
+        return True, self._evict_to(part, part.capacity_bytes - size, now)
 
-    def evict_to(self, num_bytes: int, now: float) -> list[bytes]:
-        """Evict in the policy's order until at most `num_bytes` are resident."""
+    def evict_surplus(self, now: float) -> list[bytes]:
+        """Evict in the policy's order what is over capacity: it was larger when it was closed."""
+        parts = {id(part): part for part in self._parts.values()}
+        return [
+            key
+            for part in parts.values()
+            for key, _ in self._evict_to(part, part.capacity_bytes, now)
+        ]
+
+    def _evict_to(self, part: _Part, num_bytes: int, now: float) -> list[tuple[bytes, Entry]]:
         victims = []
-        while self.num_bytes > num_bytes:
-            victim = self._policy.victim(now)
-            victims.append(victim)
-            self.counters[self.drop(victim)].evicted += 1
+        while part.num_bytes > num_bytes:
+            victim = part.policy.victim(now)
+            entry = self.drop(victim)
+            self._counters[entry.kind].evicted += 1
+            victims.append((victim, entry))
         return victims
 
-    def insert(self, key: bytes, entry: Entry, now: float) -> None:
-        """`entry` is stored from now on. Room was made before."""
-        size = self.size_of(key, entry)
-        self._residents[key] = _Resident(entry.kind, size, entry.expires_s, entry.cost_s)
+    def insert(self, key: bytes, entry: Entry, now: float, size: int | None = None) -> None:
+        """`entry` is stored from now on. Room was made before.
+
+        `size`: what it is charged, where `entry` does not hold the stored bytes itself.
+        """
+        if size is None:
+            size = self.size_of(key, entry)
+        part, counters = self._parts[entry.kind], self._counters[entry.kind]
+        self._residents[key] = Resident(entry, size, counters, part)
         self.num_bytes += size
-        counter = self.counters[entry.kind]
-        counter.bytes += size
-        counter.entries += 1
-        self._expiry.add(key, entry.expires_s)
-        self._policy.on_insert(key, size, entry.cost_s, now, entry.expires_s)
+        part.num_bytes += size
+        counters.bytes += size
+        counters.entries += 1
+        if entry.expires_s < math.inf:
+            self._expiry.add(key, entry.expires_s)
+        for tag in entry.tags:
+            keys = self._tagged.setdefault(tag, key)
+            if isinstance(keys, set):
+                keys.add(key)
+            elif keys != key:
+                self._tagged[tag] = {keys, key}
+        part.policy.on_insert(key, size, entry.cost_s, now, entry.expires_s)
 
     def renew(self, key: bytes, now: float) -> None:
         """To the policy a resident key leaves and enters again; its stored bytes stay."""
         resident = self._residents[key]
-        self._policy.on_remove(key)
-        self._policy.on_insert(key, resident.size, resident.cost_s, now, resident.expires_s)
+        entry, policy = resident.entry, resident.part.policy
+        policy.on_remove(key)
+        policy.on_insert(key, resident.size, entry.cost_s, now, entry.expires_s)
+
+
+def _count(resident: Resident) -> None:
+    hits, resident.hits = resident.hits, 0
+    counters = resident.counters
+    counters.hits += hits
+    counters.hit_bytes += hits * resident.record_bytes
+    counters.saved_s += hits * resident.entry.cost_s

@@ -6,25 +6,24 @@ again, its expiry unchanged. The L2 copy stays, so that moving down once more wr
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
 
-from capibench.cache.envelope import encode
+import numpy as np
+
+from capibench.cache.access_times import AccessTimes
+from capibench.cache.envelope import decode_trusted, encode
+from capibench.cache.invalidations import Invalidations
 from capibench.cache.keys import CacheType
 from capibench.cache.l1 import L1
 from capibench.cache.l2 import L2
-from capibench.cache.policy import EvictionPolicy
-from capibench.cache.residents import Counters, Entry
-
-_MIB = 1 << 20
+from capibench.cache.residents import Entry
+from capibench.cache.tier_stats import cache_stats
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(NamedTuple):
     """Where a value was found; `tier` tells a cached None from a miss.
 
     "off": this type is not cached by the configuration; nothing was looked up or counted.
@@ -32,12 +31,14 @@ class Lookup:
 
     value: Any
     tier: Literal["l1", "l2", "miss", "off"]
+    is_stale: bool = False  # past its time to live, and served because that was allowed
 
     @property
     def is_hit(self) -> bool:
         return self.tier in ("l1", "l2")
 
 
+_new = tuple.__new__  # a NamedTuple's own constructor costs a fifth of a hit
 _MISS = Lookup(None, "miss")
 _OFF = Lookup(None, "off")
 
@@ -45,78 +46,176 @@ _OFF = Lookup(None, "off")
 class TieredCache:
     """Thread-safe. `now` is seconds on any one clock that does not go back (real or virtual)."""
 
-    def __init__(self, l1: L1, l2: L2 | None, ttl_s: Mapping[CacheType, float]) -> None:
-        """`ttl_s` has the types that are cached; a type with 0, or without entry, is not."""
+    def __init__(
+        self,
+        l1: L1,
+        l2: L2 | None,
+        ttl_s: Mapping[CacheType, float],
+        *,
+        stale_s: float = 0.0,
+        ttl_jitter: float = 0.0,
+        rng: np.random.Generator | None = None,
+        half_types: Collection[CacheType] = (),
+    ) -> None:
+        """
+        Args:
+            ttl_s: the types that are cached; a type with 0, or without entry, is not.
+            stale_s: how long after its time to live a value may still be served to who allows it.
+            ttl_jitter: share of its time to live by which an entry lives shorter at most, drawn
+                from `rng`: what was stored together need not expire together.
+            half_types: whose float32 arrays are kept as float16.
+        """
+        if ttl_jitter and rng is None:
+            raise ValueError("rng: got None; expected a generator to draw the jitter from")
         self._l1 = l1
         self._l2 = l2
         self._ttl_s = {kind: seconds for kind, seconds in ttl_s.items() if seconds > 0}
+        self._stale_s = stale_s
+        self._ttl_jitter = ttl_jitter
+        self._rng = rng
+        self._half_types = frozenset(half_types)
+        self._invalidations = Invalidations()
+        self._times = {tier: AccessTimes() for tier in ("l1", "l2", "miss")}
+        self._add_l1_time = self._times["l1"].add
+        self._num_outdated = 0
+        self._computed_bytes = dict.fromkeys(self._ttl_s, 0)  # of values that misses brought in
         self._lock = threading.Lock()
 
     def caches(self, kind: CacheType) -> bool:
         """Whether this type is cached at all."""
         return kind in self._ttl_s
 
-    def lookup(self, kind: CacheType, key: bytes, now: float) -> Lookup:
-        """What is cached under `key` (made by `cache_key` of the same `kind`)."""
+    def lookup(
+        self, kind: CacheType, key: bytes, now: float, *, allow_stale: bool = False
+    ) -> Lookup:
+        """What is cached under `key` (made by `cache_key` of the same `kind`).
+
+        Args:
+            allow_stale: take a value whose time to live is over, but not the time after it.
+        """
         if kind not in self._ttl_s:
             return _OFF
-        with self._lock:
-            found = self._l1.get(kind, key, now)
-            if found is not None:
-                return Lookup(found.value, "l1")
-            if self._l2 is None:
-                return _MISS
-            found = self._l2.get(kind, key, now)
-            if found is None:
-                return _MISS
-            if self._l1.fits(key, found.entry):
-                self._demote(self._l1.put(key, found.entry, now), now)
-                if key in self._l1:
-                    self._l2.counters[kind].promoted += 1
-            return Lookup(found.value, "l2")
+        begin_s = perf_counter()
+        entry = self._l1.read(kind, key, now, allow_stale)
+        if entry is not None:
+            found = _new(Lookup, (decode_trusted(entry.record), "l1", now >= entry.fresh_until_s))
+            self._add_l1_time(perf_counter() - begin_s)
+        else:
+            found = _MISS if self._l2 is None else self._lookup_l2(kind, key, now, allow_stale)
+            self._times[found.tier].add(perf_counter() - begin_s)
+        return found
 
-    def put(self, kind: CacheType, key: bytes, value: object, cost_s: float, now: float) -> None:
-        """Keep `value`, which took `cost_s` seconds to compute, for the time to live of its type.
+    def put(
+        self,
+        kind: CacheType,
+        key: bytes,
+        value: object,
+        cost_s: float,
+        now: float,
+        *,
+        ttl_s: float | None = None,
+        name: str = "",
+        tags: tuple[str, ...] = (),
+        since: int | None = None,
+    ) -> bytes | None:
+        """Keep `value`, which took `cost_s` seconds to compute.
+
+        Args:
+            ttl_s: None: the time to live of its type; 0: nothing is kept under `key`.
+            name: what `remove_matching` matches against.
+            tags: of which `remove_tagged` any one removes it.
+            since: where `position` stood when computing the value began: it is not kept when
+                something that was invalidated since concerns it.
+
+        Returns:
+            The value in its envelope, whether it is kept or not; None where its type is off.
 
         Raises:
             TypeError: `value` is of a type that no envelope holds (see `envelope.encode`).
         """
-        ttl_s = self._ttl_s.get(kind)
-        if ttl_s is None:
-            return
-        entry = Entry(kind, encode(value), cost_s, now + ttl_s)
+        of_type_s = self._ttl_s.get(kind)
+        if of_type_s is None:
+            return None
+        record = encode(value, half=kind in self._half_types)
+        life_s = of_type_s if ttl_s is None else ttl_s
         with self._lock:
+            if since is not None and self._invalidations.concern(since, key, name, tags):
+                self._num_outdated += 1
+                return record
             if self._l2 is not None:
                 self._l2.remove(key)  # an older value must not come back
+            if life_s <= 0:
+                self._l1.remove(key)
+                return record
+            if self._ttl_jitter and self._rng is not None:
+                life_s *= 1 - self._ttl_jitter * float(self._rng.random())
+            self._computed_bytes[kind] += len(record)
+            fresh_until_s = now + life_s
+            labels = (name, tuple(dict.fromkeys(tags)))
+            expires_s = fresh_until_s + self._stale_s
+            entry = Entry(kind, record, cost_s, expires_s, fresh_until_s, *labels)
             self._demote(self._l1.put(key, entry, now), now)
+        return record
+
+    def reread(self, key: bytes, now: float) -> bytes | None:
+        """The fresh value of `key` in its envelope, for who has looked it up and missed, and now
+        asks once more before computing. Nothing is counted."""
+        with self._lock:
+            entry = self._l1.peek(key, now)
+            if entry is None and self._l2 is not None:
+                entry = self._l2.peek(key, now)
+            return None if entry is None else entry.record
+
+    def position(self) -> int:
+        """Where the log of invalidations stands: for `put(since=...)` and `is_outdated`."""
+        return self._invalidations.position
+
+    def is_outdated(self, since: int, key: bytes, name: str) -> bool:
+        """Whether what was begun at `since` may rest on something that was invalidated after."""
+        with self._lock:
+            return self._invalidations.concern(since, key, name, None)
 
     def remove(self, key: bytes) -> bool:
         """Invalidate `key` in every tier; whether it was there."""
         with self._lock:
-            was_in_l1 = self._l1.remove(key)
-            was_in_l2 = self._l2 is not None and self._l2.remove(key)
-            return was_in_l1 or was_in_l2
+            self._invalidations.note("key", key)
+            return self._remove([key]) > 0
+
+    def remove_matching(self, glob: str) -> int:
+        """Invalidate every entry whose name matches; how many were there."""
+        with self._lock:
+            self._invalidations.note("glob", glob)
+            return self._remove({key for tier in self._tiers() for key in tier.matching(glob)})
+
+    def remove_tagged(self, tag: str) -> int:
+        """Invalidate every entry that carries `tag`; how many were there."""
+        with self._lock:
+            self._invalidations.note("tag", tag)
+            return self._remove({key for tier in self._tiers() for key in tier.tagged(tag)})
+
+    def clear(self) -> int:
+        """Invalidate everything; how many entries were there."""
+        with self._lock:
+            self._invalidations.note("all", "")
+            keys = {key for tier in self._tiers() for key in tier.keys()}  # noqa: SIM118  no dict
+            for tier in self._tiers():
+                tier.clear()
+            return len(keys)
 
     def expire(self, now: float) -> int:
         """Drop all that is stale; how many entries. (Full tiers do it themselves.)"""
         with self._lock:
-            return self._l1.expire(now) + (self._l2.expire(now) if self._l2 is not None else 0)
+            return sum(tier.expire(now) for tier in self._tiers())
 
     def stats(self) -> dict[str, Any]:
-        """Counters as JSON: `tiers.<tier>` with totals and `by_type`, `types.<type>` over both
-        tiers (one look-up that ends in L2 is a miss of L1, but a hit of its type), `l2_errors`
-        (failed SSD operations) and `l2_first_error`. Bytes are encoded values; a tier's `bytes`
-        are with keys and overhead."""
+        """Everything that is counted, as JSON: see `tier_stats.cache_stats`."""
         with self._lock:
-            tiers = {"l1": _tier_stats(self._l1, self._ttl_s)}
-            if self._l2 is not None:
-                tiers["l2"] = _tier_stats(self._l2, self._ttl_s)
-            return {
-                "tiers": tiers,
-                "types": {kind.value: self._type_stats(kind) for kind in self._ttl_s},
-                "l2_errors": 0 if self._l2 is None else self._l2.num_errors,
-                "l2_first_error": None if self._l2 is None else self._l2.first_error,
-            }
+            stats = cache_stats(self._l1, self._l2, self._computed_bytes)
+            stats["access_times"] = {name: times.summary() for name, times in self._times.items()}
+            all_times = AccessTimes().merged(*self._times.values())
+            stats["access_times"]["overall"] = all_times.summary()
+            stats["outdated_results"] = self._num_outdated
+            return stats
 
     def close(self) -> None:
         """Release the SSD tier's folder at once."""
@@ -124,91 +223,33 @@ class TieredCache:
             if self._l2 is not None:
                 self._l2.close()
 
+    def _lookup_l2(self, kind: CacheType, key: bytes, now: float, allow_stale: bool) -> Lookup:
+        assert self._l2 is not None
+        with self._lock:
+            found = self._l2.get(kind, key, now, allow_stale)
+            if found is None:
+                return _MISS
+            if self._l1.fits(key, found.entry):
+                self._demote(self._l1.put(key, found.entry, now), now)
+                if key in self._l1:
+                    self._l2.counters_of(kind).promoted += 1
+        return Lookup(found.value, "l2", now >= found.entry.fresh_until_s)
+
+    def _tiers(self) -> tuple[L1 | L2, ...]:
+        return (self._l1,) if self._l2 is None else (self._l1, self._l2)
+
+    def _remove(self, keys: Collection[bytes]) -> int:
+        from_l1 = {key for key in keys if self._l1.remove(key)}
+        if self._l2 is None:
+            return len(from_l1)
+        from_l2 = {key for key in keys if self._l2.remove(key)}
+        if from_l2:
+            self._l2.sync()
+        return len(from_l1 | from_l2)
+
     def _demote(self, displaced: list[tuple[bytes, Entry]], now: float) -> None:
         if self._l2 is None:
             return
         for key, entry in displaced:
             if self._l2.put(key, entry, now):
-                self._l1.counters[entry.kind].demoted += 1
-
-    def _type_stats(self, kind: CacheType) -> dict[str, int]:
-        l1 = self._l1.counters[kind]
-        l2 = Counters() if self._l2 is None else self._l2.counters[kind]
-        lookups = l1.hits + l1.misses
-        hits = l1.hits + l2.hits
-        return {
-            "lookups": lookups,
-            "hits": hits,
-            "l1_hits": l1.hits,
-            "l2_hits": l2.hits,
-            "misses": lookups - hits,
-            "hit_bytes": l1.hit_bytes + l2.hit_bytes,
-        }
-
-
-def _tier_stats(tier: L1 | L2, kinds: Mapping[CacheType, float]) -> dict[str, Any]:
-    by_type = {kind.value: asdict(tier.counters[kind]) for kind in kinds}
-    totals = dict.fromkeys(asdict(Counters()), 0)
-    for counters in by_type.values():
-        for name, value in counters.items():
-            totals[name] += value
-    # Reopened entries of types that are off still take room until they are evicted or expire.
-    totals |= {"bytes": tier.num_bytes, "entries": len(tier)}
-    return {"capacity_bytes": tier.capacity_bytes, **totals, "by_type": by_type}
-
-
-@dataclass
-class NoCache:
-    """`cache=none`: the baseline; the pipeline consults nothing."""
-
-    def open(self, folder: Path) -> None:
-        """Nothing to open."""
-
-
-@dataclass
-class Tiers:
-    """Sizes in MiB (fractions allowed); `l2_mib` None: no SSD tier."""
-
-    l1_mib: float
-    l2_mib: float | None
-
-    def __post_init__(self) -> None:
-        for name, mib in (("l1_mib", self.l1_mib), ("l2_mib", self.l2_mib)):
-            if mib is not None and not (math.isfinite(mib) and mib * _MIB >= 1):
-                raise ValueError(f"{name}: got {mib}; expected at least one byte")
-
-
-@dataclass
-class CacheChoice:
-    """Every cached choice: which policy, in which tiers, which types, for how long."""
-
-    policy: EvictionPolicy  # a prototype: each tier decides with a fresh copy
-    tiers: Tiers
-    types: tuple[CacheType, ...]
-    ttl_s: Mapping[CacheType, float]  # 0: this type is not cached
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.policy, EvictionPolicy):
-            raise ValueError(f"policy: got {self.policy!r}; expected an eviction policy")
-        if not isinstance(self.tiers, Tiers):
-            raise ValueError(f"tiers: got {self.tiers!r}; expected sizes of tiers")
-        if not self.types:
-            raise ValueError("types: got none; expected at least one (cache=none caches nothing)")
-        for kind in self.types:
-            if kind not in self.ttl_s:
-                raise ValueError(f"ttl_s: got no {kind.value}; expected one for each of types")
-        for kind, seconds in self.ttl_s.items():
-            if not seconds >= 0:
-                raise ValueError(f"ttl_s.{kind.value}: got {seconds}; expected at least 0")
-
-    def open(self, folder: Path) -> TieredCache:
-        """Start with an empty L1 and with what `folder/l2` holds (created with mode 0700).
-
-        Raises:
-            ConfigError: another process uses that folder.
-        """
-        l1 = L1(self.policy, int(self.tiers.l1_mib * _MIB))
-        l2 = None
-        if self.tiers.l2_mib is not None:
-            l2 = L2(self.policy, int(self.tiers.l2_mib * _MIB), folder / "l2")
-        return TieredCache(l1, l2, {kind: self.ttl_s[kind] for kind in self.types})
+                self._l1.counters_of(entry.kind).demoted += 1

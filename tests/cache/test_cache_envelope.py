@@ -37,9 +37,53 @@ def same(a: object, b: object) -> bool:
         return False
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list):
+    if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def nested(leaves: st.SearchStrategy) -> st.SearchStrategy:
+    keys = st.text(alphabet="a\0", max_size=2)
+    return st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(keys, inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+
+
+@given(nested(st.binary(max_size=9) | st.integers() | st.none()))
+def test_tuples_and_bytes_inside_lists_and_dicts_come_back(value: object) -> None:
+    assert same(decode(encode(value)), value)
+
+
+def test_arrays_inside_a_result_come_back_as_copies() -> None:
+    scores = np.arange(3, dtype=np.float32)
+    back = decode(encode({"ids": ("a", "b"), "scores": scores, "raw": b"\0"}))
+    np.testing.assert_array_equal(back["scores"], scores)
+    assert back["scores"].flags.writeable
+    assert (back["ids"], back["raw"]) == (("a", "b"), b"\0")
+
+
+def test_half_precision_rounds_vectors_and_spares_what_it_would_spoil() -> None:
+    vector = np.array([0.1, -0.5, 1.0], dtype=np.float32)
+    back = decode(encode(vector, half=True))
+    assert back.dtype == np.float32
+    np.testing.assert_array_equal(back, vector.astype(np.float16).astype(np.float32))
+    large = np.zeros(1000, dtype=np.float32)
+    assert len(encode(large, half=True)) < 0.6 * len(encode(large))
+    for spoiled in (np.array([1e6], dtype=np.float32), np.array([0.1], dtype=np.float64)):
+        np.testing.assert_array_equal(decode(encode(spoiled, half=True)), spoiled)
+
+
+def test_a_value_inside_itself_is_refused() -> None:
+    value: list = []
+    value.append(value)
+    with pytest.raises(TypeError, match="in itself"):
+        encode(value)
 
 
 @given(st.binary() | st.text(st.characters()) | JSON)
@@ -70,13 +114,13 @@ def test_a_transposed_view_comes_back_by_value() -> None:
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        ((1, 2), "tuple"),
         ({"a": {1, 2}}, "set"),
         ({1: "a"}, "int"),
         (np.float32(1), "numpy.float32"),
         (np.array([object()]), "object"),
         (np.zeros(1, dtype=[("a", "i4")]), r"\('a'"),
         (bytearray(b"x"), "bytearray"),
+        ([set()], "set"),
         (namedtuple("Point", "x")(1), "Point"),
     ],
 )

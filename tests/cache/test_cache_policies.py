@@ -18,6 +18,7 @@ from capibench.cache.keys import CacheType
 from capibench.cache.l1 import L1, OVERHEAD_BYTES
 from capibench.cache.policies.lru import Lru
 from capibench.cache.policies.ttl import Ttl
+from capibench.cache.policy import NeedsCapacity
 from capibench.cache.residents import Entry, Residents
 from capibench.config import build, conf_dir
 
@@ -51,6 +52,10 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.policy = fresh(self.name)
+
+    def open(self, capacity_bytes: int) -> None:
+        if isinstance(self.policy, NeedsCapacity):
+            self.policy.open(capacity_bytes)
 
     def on_insert(self, key: bytes, size: int, cost_s: float, now: float, expires_s: float) -> None:
         assert key not in self.resident

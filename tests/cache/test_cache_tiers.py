@@ -171,13 +171,13 @@ def test_flipped_bytes_on_disk_are_misses_never_wrong_values(tmp_path: Path, suf
     for number in range(300):
         store.put(key(number), entry([number, "x" * 500]), 0.0)
     if suffix == "sst":
-        store._db.flush()
+        store._store._db.flush()
     num_hits = []
     for fraction in (None, 0.1, 0.3, 0.5, 0.7, 0.9):
         killed = tmp_path / str(fraction)
         shutil.copytree(tmp_path / "l2", killed)
         if fraction is not None:
-            path = max(killed.glob(f"*.{suffix}"), key=lambda p: p.stat().st_size)
+            path = max(killed.glob(f"*/*.{suffix}"), key=lambda p: p.stat().st_size)
             content = bytearray(path.read_bytes())
             content[int(len(content.rstrip(bytes(1))) * fraction)] ^= 0x10
             path.write_bytes(content)
@@ -189,7 +189,10 @@ def test_flipped_bytes_on_disk_are_misses_never_wrong_values(tmp_path: Path, suf
     store.close()
     assert num_hits[0] == 300, "a killed process loses nothing"
     assert max(num_hits[1:]) < 300
-    assert min(num_hits[1:]) > (250 if suffix == "sst" else 0), num_hits
+    if suffix == "sst":
+        assert min(num_hits[1:]) > 250, "one block is lost"
+    else:
+        assert set(num_hits[1:]) == {0}, "a deletion may be what is damaged in the log"
 
 
 @pytest.mark.parametrize("name", ["MANIFEST-*", "CURRENT", "rocksdict-config.json"])
@@ -199,7 +202,7 @@ def test_a_store_that_is_damaged_as_a_whole_starts_empty_and_works(
     store = L2(Lru(), 1 << 20, tmp_path)
     store.put(key(1), entry(1), 0.0)
     store.close()
-    for path in tmp_path.glob(name):
+    for path in tmp_path.glob(f"*/{name}"):
         path.write_bytes(b"garbage" * 20)
     store = L2(Lru(), 1 << 20, tmp_path)
     found = store.get(RESULT, key(1), 1.0)
@@ -227,16 +230,16 @@ def test_a_record_changed_behind_our_back_is_a_counted_miss(tmp_path: Path) -> N
     store = L2(Lru(), 1 << 20, tmp_path)
     for number in range(4):
         store.put(key(number), entry(number), 0.0)
-    stored = store._db.get(key(0))
+    stored = store._store._db.get(key(0))
     for position in range(0, len(stored) * 8, 7):
         flipped = bytearray(stored)
         flipped[position // 8] ^= 1 << position % 8
         store.put(key(0), entry(0, 101.0 + position), 0.0)
-        store._db.put(key(0), bytes(flipped))
+        store._store._db.put(key(0), bytes(flipped))
         assert store.get(RESULT, key(0), 1.0) is None
-    store._db.put(key(1), store._db.get(key(2)))  # whole, but another key's
+    store._store._db.put(key(1), store._store._db.get(key(2)))  # whole, but another key's
     assert store.get(RESULT, key(1), 1.0) is None
-    store._db.put(key(3), b"")
+    store._store._db.put(key(3), b"")
     store.close()
 
     store = L2(Lru(), 1 << 20, tmp_path)

@@ -1,0 +1,333 @@
+"""The two-tier cache for a program that does not use Hydra: `AggressiveCache`.
+
+    with AggressiveCache(l1_size_mb=64, l2_size_mb=512) as cache:
+        answer = cache.get_or_compute(question, lambda: ask_model(question))
+
+Keys are read by type: the same key under two types is two entries. Values are kept encoded, never
+pickled, and every caller gets a copy of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from capibench.artifacts import home
+from capibench.cache.cache_arguments import (
+    MIB,
+    by_type,
+    check_seconds,
+    check_size,
+    checked_strategy,
+    checked_tags,
+    checked_type,
+)
+from capibench.cache.choice import check_jitter, check_quotas
+from capibench.cache.compression import Compression
+from capibench.cache.computations import Address, Computations, Wanted
+from capibench.cache.keys import CacheType, cache_key
+from capibench.cache.l1 import L1
+from capibench.cache.l2 import L2
+from capibench.cache.public_stats import public_stats
+from capibench.cache.strategy_choice import CacheStrategy, build_policy
+from capibench.cache.tiered import TieredCache
+from capibench.cache.user_keys import Key, key_parts
+from capibench.errors import ConfigError
+
+DEFAULT_TTL_SECONDS: Mapping[CacheType, float] = {
+    CacheType.QUERY_RESULT: 3600.0,
+    CacheType.EMBEDDING: 86400.0,
+    CacheType.MODEL_OUTPUT: 1800.0,
+    CacheType.COMPUTATION: 7200.0,
+    CacheType.METADATA: 3600.0,
+}
+Tags = Sequence[str] | Callable[[Any], Sequence[str]]
+_KEYS_MEMOIZED = 1 << 14
+_COMPRESSION = Compression(level=3, min_saving=0.1, dictionary_kib=16, num_samples=256)
+
+
+class AggressiveCache:
+    """Thread-safe, from synchronous and asynchronous code.
+
+    Args:
+        l1_size_mb: of the tier in RAM, in MiB, fractions allowed; counts keys, encoded values,
+            labels and what Python needs per entry.
+        l2_size_mb: of the tier on SSD, in MiB of live records; None: no such tier.
+        l2_cache_dir: its folder, for one process at a time; default: `cache` in the CapiBench home
+            (`$CAPIBENCH_HOME`, or `outputs` in the working folder). What is in it is used again.
+        strategy: what leaves when room is needed.
+        ttl_seconds: times to live by type, over the defaults; 0: this type is not cached.
+        quotas: by type, the share of each tier that it has to itself; others share the rest.
+        epoch: names what all values rest on (versions of index, models, corpus, templates): what
+            was stored under another one is never served.
+        stale_while_revalidate_seconds: how long after its time to live `get_or_compute` still
+            returns a value, while it is computed anew in the background.
+        ttl_jitter: entries live shorter by up to this share, at random, so that what was stored
+            together does not expire together.
+        seed: of the jitter.
+        compress: records on SSD with zstd, where it pays.
+        float16_embeddings: keep float32 arrays of the type EMBEDDING as float16, half the bytes;
+            they come back rounded to 11 bits.
+        custom_config: values of the strategy, over those of `conf/cache`.
+        clock: seconds that never go back, from one process to the next; default: wall time at the
+            start, advanced by the monotonic clock.
+
+    Raises:
+        ConfigError: naming the argument that is wrong; also when another process uses the folder.
+    """
+
+    def __init__(
+        self,
+        l1_size_mb: float = 1024,
+        l2_size_mb: float | None = 10240,
+        l2_cache_dir: str | Path | None = None,
+        strategy: CacheStrategy = CacheStrategy.ADAPTIVE,
+        *,
+        ttl_seconds: Mapping[CacheType, float] | None = None,
+        quotas: Mapping[CacheType, float] | None = None,
+        epoch: str = "",
+        stale_while_revalidate_seconds: float = 0.0,
+        ttl_jitter: float = 0.0,
+        seed: int = 0,
+        compress: bool = True,
+        float16_embeddings: bool = False,
+        custom_config: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.strategy = checked_strategy(strategy)
+        check_size("l1_size_mb", l1_size_mb)
+        if l2_size_mb is not None:
+            check_size("l2_size_mb", l2_size_mb)
+        ttl_s = {**DEFAULT_TTL_SECONDS, **by_type("ttl_seconds", ttl_seconds or {})}
+        for kind, seconds in ttl_s.items():
+            check_seconds(f"ttl_seconds.{kind.value}", seconds)
+        check_seconds("stale_while_revalidate_seconds", stale_while_revalidate_seconds)
+        shares = by_type("quotas", quotas or {})
+        try:
+            check_quotas(shares)
+            check_jitter("ttl_jitter", ttl_jitter)
+        except ValueError as error:
+            raise ConfigError("", str(error)) from error
+        policy, self._settings = build_policy(self.strategy, custom_config or {})
+        self._now = _continued_clock() if clock is None else clock
+        folder = home() / "cache" if l2_cache_dir is None else Path(l2_cache_dir)
+        l1 = L1(policy, int(l1_size_mb * MIB), shares)
+        l2 = None
+        if l2_size_mb is not None:
+            try:
+                l2 = L2(
+                    policy,
+                    int(l2_size_mb * MIB),
+                    folder.expanduser().resolve(),
+                    self._now(),
+                    quotas=shares,
+                    compression=_COMPRESSION if compress else None,
+                )
+            except ConfigError as error:
+                raise ConfigError("l2_cache_dir", error.problem) from error
+        self._tiers = TieredCache(
+            l1,
+            l2,
+            ttl_s,
+            stale_s=stale_while_revalidate_seconds,
+            ttl_jitter=ttl_jitter,
+            rng=np.random.default_rng(seed),
+            half_types=(CacheType.EMBEDDING,) if float16_embeddings else (),
+        )
+        self._computations = Computations(
+            self._tiers, self._now, serves_stale=stale_while_revalidate_seconds > 0
+        )
+        self._is_shut_down = False
+        self._address = self._addressing(epoch)
+
+    def set(
+        self,
+        key: Key,
+        value: object,
+        cache_type: CacheType = CacheType.QUERY_RESULT,
+        ttl_seconds: float | None = None,
+        tags: Sequence[str] = (),
+        cost_seconds: float | None = None,
+    ) -> None:
+        """Keep `value` instead of what was kept under this key and type.
+
+        Args:
+            key: see `user_keys.key_parts`.
+            value: see `envelope.encode`.
+            ttl_seconds: None: that of the type; 0: nothing is kept from now on.
+            tags: ids of what the value rests on, for `invalidate_tag`.
+            cost_seconds: that computing it took, for strategies that weigh it and for the seconds
+                saved; None: unknown, which counts as nothing.
+
+        Raises:
+            TypeError: the key or the value is of a type that cannot be stored.
+            ValueError: naming the argument that is wrong.
+        """
+        self._check_open()
+        if ttl_seconds is not None:
+            check_seconds("ttl_seconds", ttl_seconds)
+        cost_s = 0.0 if cost_seconds is None else cost_seconds
+        check_seconds("cost_seconds", cost_s)
+        kind, digest, name = self._locate(key, cache_type)
+        tags = checked_tags(tags)
+        self._tiers.put(
+            kind, digest, value, cost_s, self._now(), ttl_s=ttl_seconds, name=name, tags=tags
+        )
+
+    def get(
+        self, key: Key, cache_type: CacheType = CacheType.QUERY_RESULT, default: Any = None
+    ) -> Any:
+        """The value kept under this key and type, as a copy of its own, or `default`."""
+        if self._is_shut_down:
+            self._check_open()
+        kind, digest, _ = (
+            self._address(cache_type, key) if type(key) is str else self._locate(key, cache_type)
+        )
+        value, tier, _ = self._tiers.lookup(kind, digest, self._now())
+        return value if tier == "l1" or tier == "l2" else default
+
+    def get_or_compute(
+        self,
+        key: Key,
+        compute: Callable[[], Any],
+        cache_type: CacheType = CacheType.QUERY_RESULT,
+        ttl_seconds: float | None = None,
+        tags: Tags = (),
+    ) -> Any:
+        """The value kept, or what `compute` returns, which is then kept with the time it took.
+
+        Threads (and coroutines in `get_or_compute_async`) that miss the same key at the same time
+        compute once; if `compute` raises, all of them get that error. A value that cannot be
+        stored is returned all the same, and counted (`uncacheable`).
+
+        Args:
+            tags: or a function that reads them off the value.
+        """
+        wanted = self._wanted(key, cache_type, ttl_seconds, tags)
+        return self._computations.get_or_compute(wanted, compute)
+
+    async def get_or_compute_async(
+        self,
+        key: Key,
+        compute: Callable[[], Awaitable[Any]],
+        cache_type: CacheType = CacheType.QUERY_RESULT,
+        ttl_seconds: float | None = None,
+        tags: Tags = (),
+    ) -> Any:
+        """`get_or_compute` for coroutines. If who computes is cancelled, another one does it."""
+        wanted = self._wanted(key, cache_type, ttl_seconds, tags)
+        return await self._computations.get_or_compute_async(wanted, compute)
+
+    def invalidate(self, key: Key, cache_type: CacheType | None = None) -> bool:
+        """Remove the entries under this key, of one type or (None) of all; whether there were any.
+
+        What is being computed for it now will not be kept.
+        """
+        self._check_open()
+        kinds = list(CacheType) if cache_type is None else [checked_type(cache_type)]
+        return any([self._tiers.remove(self._locate(key, kind).key) for kind in kinds])  # noqa: C419  of every type
+
+    def invalidate_pattern(self, pattern: str) -> int:
+        """Remove what is kept under str keys that match the glob; how many entries. Looks at all.
+
+        `*` any text, `?` any character, `[abc]` one of these; upper and lower case differ.
+        """
+        self._check_open()
+        if not isinstance(pattern, str) or not pattern:
+            raise ValueError(f"pattern: got {pattern!r}; expected a glob such as 'user:*'")
+        return self._tiers.remove_matching(pattern)
+
+    def invalidate_tag(self, tag: str) -> int:
+        """Remove what carries the tag; how many entries."""
+        self._check_open()
+        return self._tiers.remove_tagged(checked_tags([tag])[0])
+
+    def set_epoch(self, epoch: str) -> int:
+        """From now on values rest on something else: what was kept is removed (how many entries),
+        and what is being computed now will not be served."""
+        self._check_open()
+        self._address = self._addressing(epoch)
+        return self._tiers.clear()
+
+    def clear(self) -> int:
+        """Remove everything; how many entries."""
+        self._check_open()
+        return self._tiers.clear()
+
+    def get_cache_stats(self) -> dict[str, Any]:
+        """Everything that is counted, as plain values, JSON-serialisable."""
+        stats = public_stats(self._tiers.stats())
+        stats["overall"]["joined_flights"] = self._computations.num_joined
+        stats["overall"]["uncacheable"] = self._computations.num_uncacheable
+        return {**stats, "strategy": self.strategy.value, "settings": self._settings}
+
+    def shutdown(self) -> None:
+        """Release the folder at once; what is being computed is not waited for, and not kept.
+        Again: nothing."""
+        self._is_shut_down = True
+        self._computations.shutdown()
+        self._tiers.close()
+
+    def __enter__(self) -> AggressiveCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def _addressing(self, epoch: str) -> Callable[[CacheType, str], Address]:
+        """From type and str key to where its entry is; remembers what it has hashed lately."""
+        if not isinstance(epoch, str):
+            raise ConfigError("epoch", f"got {epoch!r}; expected a str")
+
+        @lru_cache(_KEYS_MEMOIZED)
+        def address(kind: CacheType, name: str) -> Address:
+            checked = checked_type(kind)
+            return Address(checked, cache_key(checked, epoch, "str", name), name)
+
+        self._epoch = epoch
+        return address
+
+    def _locate(self, key: Key, cache_type: CacheType) -> Address:
+        if type(key) is str:
+            return self._address(cache_type, key)
+        kind = checked_type(cache_type)
+        return Address(kind, cache_key(kind, self._epoch, *key_parts(key)), "")
+
+    def _wanted(
+        self, key: Key, cache_type: CacheType, ttl_seconds: float | None, tags: Tags
+    ) -> Wanted:
+        self._check_open()
+        if ttl_seconds is not None:
+            check_seconds("ttl_seconds", ttl_seconds)
+        if callable(tags):
+            tags_of = tags
+            return Wanted(
+                self._locate(key, cache_type),
+                ttl_seconds,
+                lambda value: checked_tags(tags_of(value)),
+            )
+        known = checked_tags(tags)
+        return Wanted(self._locate(key, cache_type), ttl_seconds, lambda _: known)
+
+    def _check_open(self) -> None:
+        if self._is_shut_down:
+            raise RuntimeError("the cache was shut down; make a new one")
+
+
+def _continued_clock() -> Callable[[], float]:
+    """Wall time now, advanced by the monotonic clock: what is on SSD ages between processes, and
+    within one nothing ages backwards."""
+    offset_s = datetime.now(UTC).timestamp() - perf_counter()
+    return lambda: offset_s + perf_counter()

@@ -1,0 +1,83 @@
+"""The bytes of one record on SSD, every one of them covered by a checksum.
+
+Layout: CRC-32 over key, header, labels and payload (4 bytes); header (`_HEADER`); labels (JSON of
+name and tags, or nothing); payload: the value's envelope, as it is or compressed. The envelope has
+a checksum of its own, which is checked after it was decompressed.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from typing import NamedTuple
+
+from capibench.cache.envelope import DamagedError
+from capibench.cache.keys import CacheType
+from capibench.cache.residents import Entry
+
+# type, codec, event number, cost_s, inserted_s, expires_s, fresh_until_s, label and record bytes
+_HEADER = struct.Struct("<BBQddddIQ")
+_CRC_BYTES = 4
+_LABELS_START = _CRC_BYTES + _HEADER.size
+_KINDS = tuple(CacheType)  # new types are appended: a record stores the position
+OVERHEAD_BYTES = _LABELS_START + 16  # ours, and RocksDB's own per record
+
+
+class StoredRecord(NamedTuple):
+    """A whole record, taken apart."""
+
+    entry: Entry  # its record as it is stored
+    codec: int
+    num_bytes: int  # of the record before it was compressed
+    event: int  # number among the insertions and reads of the store
+    inserted_s: float
+
+
+def pack_record(key: bytes, stored: StoredRecord) -> bytes:
+    """The bytes to write under `key`."""
+    entry = stored.entry
+    labels = b""
+    if entry.name or entry.tags:
+        labels = json.dumps([entry.name, entry.tags], separators=(",", ":")).encode("ascii")
+    header = _HEADER.pack(
+        _KINDS.index(entry.kind),
+        stored.codec,
+        stored.event,
+        entry.cost_s,
+        stored.inserted_s,
+        entry.expires_s,
+        entry.fresh_until_s,
+        len(labels),
+        stored.num_bytes,
+    )
+    crc = zlib.crc32(entry.record, zlib.crc32(labels, zlib.crc32(header, zlib.crc32(key))))
+    return b"".join((crc.to_bytes(_CRC_BYTES, "little"), header, labels, entry.record))
+
+
+def unpack_record(key: bytes, stored: bytes) -> StoredRecord:
+    """What `pack_record` was given.
+
+    Raises:
+        DamagedError: a checksum does not fit, or the record is another key's.
+    """
+    whole = memoryview(stored)
+    if len(stored) < _LABELS_START or zlib.crc32(
+        whole[_CRC_BYTES:], zlib.crc32(key)
+    ) != int.from_bytes(stored[:_CRC_BYTES], "little"):
+        raise DamagedError(f"a record of {len(stored)} bytes is not what was stored under its key")
+    kind, codec, event, cost_s, inserted_s, expires_s, fresh_until_s, label_bytes, num_bytes = (
+        _HEADER.unpack_from(stored, _CRC_BYTES)
+    )
+    record = stored[_LABELS_START + label_bytes :]
+    name, tags = "", ()
+    if label_bytes:
+        name, tags = json.loads(stored[_LABELS_START : _LABELS_START + label_bytes])
+    entry = Entry(_KINDS[kind], record, cost_s, expires_s, fresh_until_s, name, tuple(tags))
+    return StoredRecord(entry, codec, num_bytes, event, inserted_s)
+
+
+def claimed_kind(stored: bytes) -> CacheType:
+    """The type that a damaged record claims, for the count alone."""
+    position = stored[_CRC_BYTES] if len(stored) > _CRC_BYTES else 0
+    return _KINDS[position] if position < len(_KINDS) else _KINDS[0]

@@ -1,0 +1,116 @@
+"""`capibench replay-cache`: what every policy would have hit on a trace or in a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from capibench.cache.replay.choices import capacities, load_policies, policy_names
+from capibench.cache.replay.output import print_tables, to_json_line, write_files
+from capibench.cache.replay.replay import replay
+from capibench.cache.replay.run_log import read_run
+from capibench.cache.replay.trace import Columns, KeyTrace, read_key_trace
+from capibench.errors import ConfigError, DataError
+
+DESCRIPTION = """\
+Replay a stream of keys through cache policies, without models and values.
+
+SOURCE is a trace (.csv, .jsonl or .parquet; one access a row, or a list of keys) or the folder of a
+run. Columns that are named key, size, cost_s, time and ttl_s are found; others are named by options
+(nested JSON with dots: --key hash_ids.passages_ids). Sizes are bytes or shares of the working set.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Read, replay, print; files with --out.
+
+    Raises:
+        ConfigError, DataError: what is wrong with the arguments or the source, in one line.
+    """
+    options = _parser().parse_args(arguments)
+    trace = _trace(options)
+    sizes = capacities(options.sizes, trace.working_set_bytes)
+    specs = options.policies.split(",") if options.policies else policy_names()
+    policies = load_policies(specs, options.config_dir, options.plugins)
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("  replaying {task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        refresh_per_second=2,
+        disable=not console.is_terminal,
+    ) as progress:
+        total = len(trace) * len(policies) * len(sizes)
+        task = progress.add_task(trace.name, total=total)
+        try:
+            replayed = replay(
+                trace,
+                policies,
+                sizes,
+                options.warmup,
+                lambda num_accesses: progress.advance(task, num_accesses),
+            )
+        except ValueError as error:
+            raise ConfigError("", f"--{error}") from error
+    if options.json:
+        sys.stdout.write(to_json_line(replayed) + "\n")
+    else:
+        print_tables(replayed, Console())
+    if options.out is not None:
+        for path in write_files(replayed, options.out):
+            sys.stderr.write(f"wrote {path}\n")
+
+
+def _trace(options: argparse.Namespace) -> KeyTrace:
+    source: Path = options.source
+    columns = Columns(
+        key=options.key,
+        size=options.size,
+        cost_s=options.cost_s,
+        time=options.time,
+        ttl_s=options.ttl_s,
+    )
+    if source.is_dir():
+        if any(vars(columns).values()):
+            raise ConfigError("--key", "names a column of a file; SOURCE is the folder of a run")
+        return read_run(source, options.type)
+    if not source.is_file():
+        raise DataError(f"{source}: no such file or folder")
+    return read_key_trace(source, columns)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="capibench replay-cache",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE", help="trace file, or folder of a run")
+    add(
+        "--policies",
+        help="comma-separated choices of the cache group, each with changed values after colons "
+        "(w_tinylfu:window_share=0.2); default: all",
+    )
+    add("--sizes", default="1%,2%,5%,10%,20%", help="bytes (64MiB) or shares; default: %(default)s")
+    add("--warmup", type=int, default=0, help="accesses that fill the caches and are not counted")
+    add(
+        "--type",
+        choices=("query_result", "embedding", "mix"),
+        default="query_result",
+        help="which look-ups of a run; mix: all of them in one cache (default: %(default)s)",
+    )
+    for name in ("key", "size", "cost-s", "time", "ttl-s"):
+        add(f"--{name}", metavar="COLUMN", help=f"column of a trace with its {name}")
+    add("--out", type=Path, metavar="FOLDER", help="write replay.json, replay.csv, replay.html")
+    add("--json", action="store_true", help="one JSON document on standard output")
+    add("--config-dir", type=Path, help="configuration tree with policies of your own")
+    add("--plugins", nargs="*", default=[], help="packages from which they may come")
+    return parser

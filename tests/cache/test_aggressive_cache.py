@@ -1,0 +1,545 @@
+"""The cache as a program uses it: what it returns, refuses, forgets, and survives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from choice_files import choices
+
+import capibench.cache as public
+from capibench.cache import AggressiveCache, CacheStrategy, CacheType
+from capibench.cache.aggressive_cache import DEFAULT_TTL_SECONDS
+from capibench.errors import ConfigError
+
+RESULT, VECTOR, OUTPUT = CacheType.QUERY_RESULT, CacheType.EMBEDDING, CacheType.MODEL_OUTPUT
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def make(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., AggressiveCache]]:
+    made = []
+
+    def build(**arguments: Any) -> AggressiveCache:
+        settings = {
+            "l1_size_mb": 1,
+            "l2_size_mb": None,
+            "l2_cache_dir": tmp_path / "l2",
+            "strategy": CacheStrategy.LRU,
+            "clock": clock,
+        }
+        cache = AggressiveCache(**{**settings, **arguments})
+        made.append(cache)
+        return cache
+
+    yield build
+    for cache in made:
+        cache.shutdown()
+
+
+def test_public_names() -> None:
+    assert sorted(public.__all__) == public.__all__
+    assert set(public.__all__) <= set(dir(public))
+    assert all(getattr(public, name).__name__ == name for name in public.__all__)
+    with pytest.raises(AttributeError):
+        _ = public.Cache
+    heavy = "import sys, capibench.cache; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", heavy], check=True)
+
+
+def test_every_policy_of_the_configuration_is_a_strategy_and_works(make: Any) -> None:
+    without = {"none", "belady"}  # no cache, and a bound that knows the future
+    assert {strategy.value for strategy in CacheStrategy} == set(choices("cache")) - without
+    for strategy in CacheStrategy:
+        cache = make(strategy=strategy, l1_size_mb=0.01)
+        for number in range(60):
+            cache.set(f"k{number % 20}", [number])
+            assert cache.get(f"k{number % 20}") in ([number], None)
+        assert cache.get_cache_stats()["strategy"] == strategy.value
+        assert cache.get_cache_stats()["l1_cache"]["utilisation"] <= 1
+
+
+def test_a_cached_none_is_not_the_default(make: Any) -> None:
+    cache = make()
+    assert cache.get("k", default="nothing") == "nothing"
+    cache.set("k", None)
+    assert cache.get("k", default="nothing") is None
+    assert cache.get_or_compute("k", lambda: "computed") is None
+
+
+def test_types_are_apart_with_their_own_times_to_live(make: Any, clock: Clock) -> None:
+    assert [DEFAULT_TTL_SECONDS[kind] for kind in CacheType] == [3600, 86400, 1800, 7200, 3600]
+    cache = make()
+    for kind in CacheType:
+        cache.set("k", kind.value, kind)
+    for kind in CacheType:
+        assert cache.get("k", kind) == cache.get("k", kind.value) == kind.value
+    for kind in sorted(CacheType, key=lambda kind: DEFAULT_TTL_SECONDS[kind]):
+        clock.now_s = np.nextafter(DEFAULT_TTL_SECONDS[kind], 0)
+        assert cache.get("k", kind) == kind.value
+        clock.now_s = DEFAULT_TTL_SECONDS[kind]
+        assert cache.get("k", kind) is None
+
+
+def test_ttl_zero_keeps_nothing_and_infinity_everything(make: Any, clock: Clock) -> None:
+    cache = make(ttl_seconds={"metadata": 0})
+    cache.set("k", 1)
+    cache.set("k", 2, ttl_seconds=0)
+    assert cache.get("k") is None
+    cache.set("k", 3, ttl_seconds=float("inf"))
+    cache.set("m", 4, CacheType.METADATA)
+    assert cache.get("m", CacheType.METADATA) is None
+    clock.now_s = 1e15
+    assert cache.get("k") == 3
+
+
+def test_nobody_can_change_what_is_cached(make: Any) -> None:
+    cache = make()
+    given = {"scores": np.zeros(3), "ids": ["a"]}
+    cache.set("k", given)
+    given["ids"].append("b")
+    taken = cache.get("k")
+    taken["scores"][:] = 1
+    taken["ids"].clear()
+    again = cache.get("k")
+    assert again["ids"] == ["a"]
+    np.testing.assert_array_equal(again["scores"], np.zeros(3))
+    computed: list[int] = []
+    first = cache.get_or_compute("c", lambda: computed)
+    first.append(1)
+    assert cache.get("c") == []
+
+
+def test_keys_of_any_plain_type_and_none_of_them_meets_another(make: Any) -> None:
+    cache = make()
+    array = np.arange(4, dtype=np.float32)
+    keys = [
+        "1", 1, 1.0, True, None, b"1", (1,), [1], {"a": 1}, array, array.reshape(2, 2),
+        array.astype(np.float64), ("1", array), "None", "",
+    ]  # fmt: skip
+    for number, key in enumerate(keys):
+        cache.set(key, number)
+    assert [cache.get(key) for key in keys] == list(range(len(keys)))
+    assert cache.get(np.repeat(array, 2)[::2]) == 9
+    cache.set({"a": 1, "b": 2}, "same")
+    assert cache.get({"b": 2, "a": 1}) == "same"
+    assert cache.get(np.asfortranarray(array.reshape(2, 2))) == 10
+    for wrong in ({1, 2}, object(), float("nan"), np.array([object()])):
+        with pytest.raises((TypeError, ValueError), match="key: "):
+            cache.get(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"l1_size_mb": 0}, "l1_size_mb: got 0; expected a size of at least one byte"),
+        ({"l1_size_mb": -1}, "l1_size_mb: got -1"),
+        ({"l1_size_mb": "8"}, "l1_size_mb: got '8'"),
+        ({"l2_size_mb": 0}, "l2_size_mb: got 0"),
+        ({"l2_size_mb": float("nan")}, "l2_size_mb: got nan"),
+        ({"strategy": "mru"}, "strategy: got 'mru'; expected one of lru"),
+        ({"ttl_seconds": {"answer": 1}}, "ttl_seconds: got 'answer'; expected one of query_result"),
+        ({"ttl_seconds": {RESULT: -1}}, "ttl_seconds.query_result: got -1; expected at least 0"),
+        ({"quotas": {RESULT: 0.7, VECTOR: 0.7}}, "quotas: got 1.4 in all; expected at most 1"),
+        ({"quotas": {RESULT: 0}}, "quotas.query_result: got 0; expected above 0"),
+        ({"ttl_jitter": 1}, "ttl_jitter: got 1; expected 0 to below 1"),
+        ({"stale_while_revalidate_seconds": -1}, "stale_while_revalidate_seconds: got -1"),
+        ({"epoch": 3}, "epoch: got 3; expected a str"),
+        ({"custom_config": {"window": 1}}, "custom_config.window: got 1; expected one of: none"),
+    ],
+)
+def test_wrong_settings_are_named(make: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(**arguments)
+    assert str(caught.value).startswith(message)
+
+
+def test_wrong_calls_are_named_and_change_nothing(make: Any) -> None:
+    cache = make()
+    cache.set("k", 1)
+    for call, message in (
+        (lambda: cache.set("k", {1, 2}), "cannot cache a value of type set"),
+        (lambda: cache.set("k", 2, ttl_seconds=-1), "ttl_seconds: got -1"),
+        (lambda: cache.set("k", 2, cost_seconds=float("nan")), "cost_seconds: got nan"),
+        (lambda: cache.set("k", 2, "answer"), "cache_type: got 'answer'"),
+        (lambda: cache.set("k", 2, tags="doc"), "tags: got 'doc'; expected a sequence"),
+        (lambda: cache.set("k", 2, tags=[1]), r"tags: got \[1\]"),
+        (lambda: cache.get("k", "answer"), "cache_type: got 'answer'"),
+        (lambda: cache.invalidate_pattern(""), "pattern: got ''"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+    assert cache.get("k") == 1
+
+
+def test_a_value_larger_than_the_tiers_is_not_kept(make: Any) -> None:
+    cache = make(l1_size_mb=0.01, l2_size_mb=0.1)
+    cache.set("k", "small")
+    cache.set("k", "x" * 50_000)  # larger than L1 alone
+    assert cache.get("k") == "x" * 50_000
+    cache.set("k", np.random.default_rng(0).bytes(200_000))
+    assert cache.get("k") is None, "nor is what it replaced"
+    assert cache.get_cache_stats()["l2_cache"]["rejected_too_large"] == 1
+
+
+def test_invalidating_by_key_type_glob_and_tag(make: Any) -> None:
+    cache = make(l1_size_mb=0.01, l2_size_mb=1)  # most of it is on SSD
+    for number in range(40):
+        tags = [f"doc{number}", "even" if number % 2 == 0 else "odd"]
+        cache.set(f"user:{number}", "x" * 300, tags=tags)
+    cache.set("user:1", "vector", VECTOR)
+    assert cache.invalidate("user:1", RESULT)
+    assert (cache.get("user:1"), cache.get("user:1", VECTOR)) == (None, "vector")
+    assert cache.invalidate("user:1")
+    assert not cache.invalidate("user:1")
+    assert cache.invalidate_pattern("user:1?") == 10
+    assert cache.invalidate_pattern("USER:*") == 0
+    assert cache.invalidate_tag("even") == 15
+    assert cache.invalidate_tag("doc21") == 1
+    assert cache.invalidate_tag("doc21") == 0
+    left = [number for number in range(40) if cache.get(f"user:{number}") is not None]
+    assert left == [3, 5, 7, 9, 23, 25, 27, 29, 31, 33, 35, 37, 39]
+    assert cache.clear() == 13
+    assert cache.get("user:3") is None
+
+
+def test_another_epoch_never_serves_what_an_earlier_one_stored(make: Any) -> None:
+    cache = make(l2_size_mb=1, epoch="index-1")
+    cache.set("k", "old")
+    cache.shutdown()
+    cache = make(l2_size_mb=1, epoch="index-2")
+    assert cache.get("k") is None
+    cache.set("k", "new")
+    assert cache.set_epoch("index-3") >= 1
+    assert cache.get("k") is None
+    cache.set_epoch("index-2")
+    assert cache.get("k") is None
+
+
+def test_what_is_on_ssd_is_there_again_and_ages_meanwhile(make: Any, clock: Clock) -> None:
+    cache = make(l1_size_mb=0.002, l2_size_mb=1)
+    for number in range(5):
+        cache.set(f"k{number}", f"v{number}", tags=[f"doc{number}"])
+    with pytest.raises(ConfigError, match=r"l2_cache_dir: .* is used by another process"):
+        make(l2_size_mb=1)
+    cache.shutdown()
+    clock.now_s = 3599.0
+    cache = make(l2_size_mb=1)
+    assert cache.get("k0") == "v0"
+    assert cache.invalidate_tag("doc1") == 1
+    assert cache.get("k1") is None
+    clock.now_s = 3600.0
+    assert cache.get("k0") is None
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_ram_tier(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "l2").write_text("a file")
+    cache = make(l2_size_mb=1)
+    cache.set("k", 1)
+    assert cache.get("k") == 1
+    assert cache.get_cache_stats()["l2_cache"]["errors"] == 1
+
+
+def test_types_with_a_quota_neither_give_nor_take(make: Any) -> None:
+    cache = make(l1_size_mb=0.1, quotas={VECTOR: 0.25})
+    for number in range(10):
+        cache.set(f"v{number}", number, VECTOR)
+    for number in range(500):
+        cache.set(f"k{number}", "x" * 50)
+    assert [cache.get(f"v{number}", VECTOR) for number in range(10)] == list(range(10))
+    for number in range(500):
+        cache.set(f"v{number}", number, VECTOR)
+    l1 = cache.get_cache_stats()["l1_cache"]
+    share = l1["by_type"]["embedding"]["bytes"] / l1["capacity_bytes"]
+    assert 0.2 < share <= 0.25
+    assert l1["by_type"]["query_result"]["bytes"] / l1["capacity_bytes"] > 0.7
+    assert l1["utilisation"] <= 1
+
+
+def test_jitter_spreads_expiry_and_a_seed_repeats_it(make: Any, clock: Clock) -> None:
+    def alive(seed: int) -> list[list[int]]:
+        cache = make(ttl_jitter=0.5, seed=seed)
+        clock.now_s = 0.0
+        for number in range(50):
+            cache.set(f"k{number}", number, ttl_seconds=100)
+        left = []
+        for clock.now_s in (49.9, 75.0, 100.0):
+            left.append([n for n in range(50) if cache.get(f"k{n}") is not None])
+        return left
+
+    first, again, other = alive(1), alive(1), alive(2)
+    assert first == again != other
+    assert (len(first[0]), first[2]) == (50, [])
+    assert 15 < len(first[1]) < 35
+
+
+def test_half_precision_is_for_embeddings_alone(make: Any) -> None:
+    cache = make(float16_embeddings=True)
+    vector = np.array([0.1, 0.2], dtype=np.float32)
+    cache.set("k", vector, VECTOR)
+    cache.set("k", vector)
+    np.testing.assert_array_equal(cache.get("k"), vector)
+    rounded = cache.get("k", VECTOR)
+    np.testing.assert_array_equal(rounded, vector.astype(np.float16).astype(np.float32))
+
+
+def test_statistics_count_every_request_once(make: Any, clock: Clock) -> None:
+    cache = make(l1_size_mb=0.004, l2_size_mb=1)
+    for number in range(10):
+        cache.set(f"k{number}", "x" * 100, cost_seconds=2.0)
+    hits = sum(cache.get(f"k{number}") is not None for number in [0, 9, 5, 11, 12])
+    assert cache.get_or_compute("new", lambda: 1, OUTPUT) == 1
+    stats = cache.get_cache_stats()
+    overall = stats["overall"]
+    assert (overall["total_requests"], overall["total_hits"], overall["total_misses"]) == (6, 3, 3)
+    assert hits == 3
+    assert overall["overall_hit_rate"] == 0.5
+    assert overall["l1_hit_rate"] + overall["l2_hit_rate"] == pytest.approx(0.5)
+    assert overall["l2_hit_rate"] > 0
+    assert overall["seconds_saved"] == 6.0
+    assert overall["access_time"]["accesses"] == 6
+    assert overall["average_access_time_ms"] > 0
+    assert stats["by_type"]["model_output"]["misses"] == 1
+    assert stats["by_type"]["embedding"]["hit_rate"] is None
+    assert stats["l2_cache"]["access_time"]["accesses"] == stats["l2_cache"]["hits"] > 0
+    assert json.loads(json.dumps(stats)) == stats
+    assert make().get_cache_stats()["l2_cache"] is None
+
+
+def test_shut_down_is_shut_down(make: Any) -> None:
+    with make(l2_size_mb=1) as cache:
+        cache.set("k", 1)
+    cache.shutdown()
+    for call in (lambda: cache.get("k"), lambda: cache.set("k", 1), cache.clear):
+        with pytest.raises(RuntimeError, match="shut down"):
+            call()
+    release = threading.Event()
+    cache = make()
+    results: list[object] = []
+    thread = threading.Thread(
+        target=lambda: results.append(cache.get_or_compute("k", lambda: release.wait(60)))
+    )
+    thread.start()
+    cache.shutdown()  # does not wait for what is being computed
+    release.set()
+    thread.join()
+    assert results == [True]
+
+
+# Single flight and stale values: threads meet at events, never by the clock.
+
+
+def test_threads_that_miss_together_compute_once(make: Any) -> None:
+    cache = make()
+    calls, results = [], []
+    barrier, release = threading.Barrier(64), threading.Event()
+
+    def compute() -> list[int]:
+        calls.append(1)
+        release.wait(60)
+        return [1, 2]
+
+    def ask() -> None:
+        barrier.wait(60)
+        results.append(cache.get_or_compute("k", compute))
+
+    threads = [threading.Thread(target=ask) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    while cache.get_cache_stats()["overall"]["joined_flights"] < 63:
+        pass
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert results == [[1, 2]] * 64
+    assert len({id(result) for result in results}) == 64, "each has a copy of its own"
+    overall = cache.get_cache_stats()["overall"]
+    assert (overall["total_misses"], overall["joined_flights"]) == (64, 63)
+
+
+def test_coroutines_and_threads_share_a_flight(make: Any) -> None:
+    cache = make()
+    calls = []
+
+    async def main() -> list[object]:
+        release = asyncio.Event()
+
+        async def compute() -> str:
+            calls.append(1)
+            await release.wait()
+            return "value"
+
+        asked = [asyncio.ensure_future(cache.get_or_compute_async("k", compute)) for _ in range(32)]
+        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        thread = loop.run_in_executor(None, cache.get_or_compute, "k", lambda: "another")
+        while cache.get_cache_stats()["overall"]["joined_flights"] < 32:
+            await asyncio.sleep(0)
+        release.set()
+        return await asyncio.gather(*asked, thread)
+
+    assert asyncio.run(main()) == ["value"] * 33
+    assert len(calls) == 1
+
+
+def test_an_error_is_everybodys_and_is_not_kept(make: Any) -> None:
+    cache = make()
+
+    async def main() -> list[object]:
+        async def fail() -> None:
+            await asyncio.sleep(0)
+            raise LookupError("no such thing")
+
+        asked = [cache.get_or_compute_async("k", fail) for _ in range(3)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    assert [type(result) for result in asyncio.run(main())] == [LookupError] * 3
+    assert cache.get_or_compute("k", lambda: 1) == 1
+
+
+def test_if_who_computes_is_cancelled_another_one_does(make: Any) -> None:
+    cache = make()
+    calls = []
+
+    async def main() -> list[object]:
+        release = asyncio.Event()
+
+        async def compute() -> int:
+            calls.append(1)
+            await release.wait()
+            return len(calls)
+
+        asked = [asyncio.ensure_future(cache.get_or_compute_async("k", compute)) for _ in range(4)]
+        await asyncio.sleep(0)
+        asked[0].cancel()
+        asked[3].cancel()  # who only waits, cancelled, takes nobody along
+        while len(calls) < 2:
+            await asyncio.sleep(0)
+        release.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    results = asyncio.run(main())
+    assert [type(result) for result in results[::3]] == [asyncio.CancelledError] * 2
+    assert results[1:3] == [2, 2]
+
+
+def test_computing_a_key_inside_its_own_computation_does_not_wait_for_itself(make: Any) -> None:
+    cache = make()
+    inner = cache.get_or_compute("k", lambda: cache.get_or_compute("k", lambda: "inner") + "!")
+    assert inner == "inner!"
+
+    async def main() -> object:
+        async def compute() -> object:
+            return cache.get_or_compute("a", lambda: "from a blocking call")
+
+        return await cache.get_or_compute_async("a", compute)
+
+    assert asyncio.run(main()) == "from a blocking call"
+
+
+def test_what_cannot_be_kept_is_returned_and_counted(
+    make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert cache.get_or_compute("k", lambda: {1, 2}) == {1, 2}
+    assert cache.get_cache_stats()["overall"]["uncacheable"] == 3
+    assert len(caplog.records) == 1
+    assert "of type set" in caplog.text
+
+
+def test_what_is_invalidated_while_it_is_computed_is_not_kept(make: Any) -> None:
+    for invalidate in (
+        lambda cache: cache.invalidate("k"),
+        lambda cache: cache.invalidate_pattern("k*"),
+        lambda cache: cache.invalidate_tag("doc"),
+        lambda cache: cache.clear(),
+        lambda cache: cache.set_epoch("another"),
+    ):
+        cache = make()
+
+        def compute(cache: Any = cache, invalidate: Any = invalidate) -> str:
+            invalidate(cache)
+            return "old"
+
+        assert cache.get_or_compute("k", compute, tags=lambda _: ["doc"]) == "old"
+        assert cache.get("k") is None
+        cache.get_or_compute("k", lambda: "kept", tags=["doc"])
+        cache.invalidate_tag("another")
+        cache.invalidate("another")
+        cache.invalidate_pattern("another*")
+        assert cache.get("k") == "kept"
+
+
+def test_a_stale_value_is_served_while_it_is_computed_anew(make: Any, clock: Clock) -> None:
+    cache = make(stale_while_revalidate_seconds=10.0)
+    cache.set("k", "old", ttl_seconds=5)
+    clock.now_s = 5.0
+    assert cache.get("k") is None, "get returns nothing stale"
+    begun, release = threading.Event(), threading.Event()
+
+    def compute() -> str:
+        begun.set()
+        release.wait(60)
+        return "new"
+
+    for _ in range(3):
+        assert cache.get_or_compute("k", compute) == "old"
+    assert begun.wait(60)
+    release.set()
+    while (found := cache.get_or_compute("k", lambda: "wrong")) == "old":
+        pass
+    assert found == "new"
+    assert cache.get_cache_stats()["overall"]["stale_hits"] >= 3
+    cache.set("k", "old", ttl_seconds=5)
+    clock.now_s = 20.0
+    assert cache.get_or_compute("k", lambda: "new") == "new", "too stale"
+
+
+def test_a_stale_value_is_served_to_coroutines_too(
+    make: Any, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make(stale_while_revalidate_seconds=10.0)
+    cache.set("k", "old", ttl_seconds=5)
+    clock.now_s = 6.0
+
+    async def main() -> None:
+        async def fail() -> None:
+            raise LookupError("no such thing")
+
+        async def compute() -> str:
+            return "new"
+
+        assert await cache.get_or_compute_async("k", fail) == "old"
+        await asyncio.sleep(0)
+        assert await cache.get_or_compute_async("k", compute) == "old"
+        await asyncio.sleep(0)
+        assert await cache.get_or_compute_async("k", fail) == "new"
+
+    asyncio.run(main())
+    assert "could not be computed anew" in caplog.text
