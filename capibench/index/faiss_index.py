@@ -1,165 +1,129 @@
-"""What the FAISS indexes have in common: checked input, caller's ids, search, one file on disk.
-
-Thread counts are the process's business (the runner pins them), not an index's.
-"""
+"""What the FAISS structures have in common. They name rows of the store, never the caller's ids."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from capibench.embedder.embedder import Vectors
-from capibench.errors import DataError
+from capibench.index.approximate_index import ApproximateIndex
+from capibench.index.exact_scan import faiss_metric
 from capibench.index.index import Ids
+from capibench.index.metric import Metric
+from capibench.index.vector_store import RowSet, VectorStore
 
-# Number of queries from which FAISS compares by matrix product instead of one by one. Its own
-# default makes batched exact comparisons up to 11x slower than they can be (n=20,000, d=384, one
-# thread: 300 queries in 319 ms against 29 ms). Single queries must stay sequential (1.1 against
-# 2.7 ms); the two meet at 3 to 4 queries, whatever n above 1,000.
-_NUM_QUERIES_FOR_BLAS = 4
-# FAISS 1.15 compares queries times dimension with its threshold (found by bisection: the switch
-# is at 16 * d for 16 queries), whose default then is 128,000; older ones compare queries, with 20.
-_THRESHOLD_COUNTS_NUMBERS = faiss.cvar.distance_compute_blas_threshold > 1_000
+# FAISS's own rule for k-means that is not starved of points.
+_MIN_VECTORS_PER_LIST = 39
 
 
 @dataclass
-class FaissIndex(ABC):
-    """Inner product on unit vectors under the caller's ids; a type says how it is made."""
+class FaissIndex(ApproximateIndex):
+    """A type says how its structure is made, recognised and asked."""
 
-    modeled: ClassVar[bool] = False
-
-    max_batch_size: int
-    _index: Any = field(init=False, repr=False, default=None)
-    _size_bytes: int | None = field(init=False, repr=False, default=None)
-
-    def __post_init__(self) -> None:
-        check_at_least_1(self, "max_batch_size")
+    exact_scores: ClassVar[bool]  # the structure compares whole vectors: no need to score again
 
     @abstractmethod
-    def build_params(self) -> dict[str, int | float | str | None]:
-        """Everything that changes the built index, the library's version included."""
+    def _is_mine(self, structure: Any) -> bool:
+        """Whether a structure that was read is of this type."""
 
-    @abstractmethod
-    def _make(self, vectors: Vectors) -> Any:
-        """An empty, trained FAISS index that takes ids, for vectors like these."""
+    def _parameters(self, query: Mapping[str, int], selector: Any) -> Any:
+        """FAISS's search parameters; `selector` None: all rows. This one is for a structure that
+        has none of its own."""
+        return None if selector is None else faiss.SearchParameters(sel=selector)
 
-    @abstractmethod
-    def _adopt(self, index: Any) -> None:
-        """Check that `index` is of this type, and give it the current effort.
+    def _dimension(self, dimension: int) -> int:
+        """Dimension of the structure for vectors of `dimension`; zeros fill the difference, which
+        change neither inner products nor distances."""
+        return dimension
 
-        Raises:
-            TypeError: it is of another type.
-        """
+    def _libraries(self) -> dict[str, str]:
+        return {"faiss": faiss.__version__}
 
-    def build(self, vectors: Vectors, ids: Ids) -> None:
-        """Train if needed and add [n, d] float32 `vectors` under unique int64 `ids` [n].
+    def _emptied(self, structure: Any, store: VectorStore) -> Any:
+        structure.reset()
+        return structure
 
-        Raises:
-            ValueError: wrong shape or type, no vectors, NaN or infinity, or an id used twice.
-        """
-        _check_vectors("vectors", vectors)
-        if len(vectors) == 0:
-            raise ValueError("vectors: got none; expected at least 1")
-        check_ids(ids, len(vectors))
-        _use_blas_for_batches(vectors.shape[1])
-        index = self._make(vectors)
-        self._adopt(index)
-        index.add_with_ids(np.ascontiguousarray(vectors), np.ascontiguousarray(ids))
-        self._index, self._size_bytes = index, None
+    def _take_in(self, structure: Any, vectors: Vectors) -> None:
+        structure.add(filled_up(vectors, structure.d))
 
-    def search(self, queries: Vectors, k: int) -> tuple[Ids, Vectors]:
-        """Ids [n, k] and similarities [n, k], best first; -1 pads where fewer than k are found.
-
-        Raises:
-            ValueError: wrong shape, type or dimension, NaN or infinity, or k below 1.
-        """
-        index = self._built()
-        _check_vectors("queries", queries)
-        if queries.shape[1] != index.d:
-            raise ValueError(f"queries: got dimension {queries.shape[1]}; expected {index.d}")
-        if k < 1:
-            raise ValueError(f"k: got {k}; expected at least 1")
-        similarities, ids = index.search(np.ascontiguousarray(queries), k)
-        return ids, similarities
-
-    def size_bytes(self) -> int:
-        """Bytes of the searchable structure, vectors included, as serialised."""
-        index = self._built()
-        if self._size_bytes is None:
-            self._size_bytes = int(faiss.serialize_index(index).nbytes)
-        return self._size_bytes
-
-    def save(self, path: Path) -> None:
-        """Write one file, in FAISS's own format."""
-        faiss.write_index(self._built(), str(path))
-
-    def load(self, path: Path) -> None:
-        """Read what `save` wrote; the effort is this object's, not the file's.
-
-        Raises:
-            DataError: the file is no index, or one of another type.
-        """
-        try:
-            index = faiss.read_index(str(path))
-            self._adopt(index)
-        except (RuntimeError, TypeError) as error:
-            raise DataError(
-                f"{path}: not an index of type {type(self).__name__}: {error}"
-            ) from error
-        _use_blas_for_batches(index.d)
-        self._index, self._size_bytes = index, path.stat().st_size
-
-    def describe(self) -> dict[str, str | int | float]:
-        described: dict[str, str | int | float] = {
-            name: value for name, value in self.build_params().items() if value is not None
-        }
-        if self._index is not None:
-            described |= {"num_vectors": int(self._index.ntotal), "dimension": int(self._index.d)}
-        return described
-
-    def _built(self) -> Any:
-        if self._index is None:
-            raise RuntimeError("the index is neither built nor loaded")
-        return self._index
-
-
-def _use_blas_for_batches(dimension: int) -> None:
-    """The setting is global to the process, hence the same for every index type, and for IVF's
-    choice of lists too."""
-    per_query = dimension if _THRESHOLD_COUNTS_NUMBERS else 1
-    faiss.cvar.distance_compute_blas_threshold = _NUM_QUERIES_FOR_BLAS * per_query
-
-
-def check_at_least_1(component: object, *names: str) -> None:
-    """Range check of the fields `names`, for `__post_init__`."""
-    for name in names:
-        if getattr(component, name) < 1:
-            raise ValueError(f"{name}: got {getattr(component, name)}; expected at least 1")
-
-
-def check_ids(ids: Ids, num_vectors: int) -> None:
-    """Raise ValueError unless `ids` are `num_vectors` unique int64 of at least 0 (-1 pads)."""
-    if ids.dtype != np.int64 or ids.shape != (num_vectors,):
-        raise ValueError(
-            f"ids: got {ids.dtype} of shape {ids.shape}; expected int64 of shape ({num_vectors},)"
+    def _find(
+        self, queries: Vectors, num_wanted: int, among: RowSet | None, query: Mapping[str, int]
+    ) -> tuple[Ids, Vectors | None]:
+        structure = self._structure
+        selector = None if among is None else faiss.IDSelectorBitmap(among.bits)
+        distances, rows = structure.search(
+            filled_up(queries, structure.d), num_wanted, params=self._parameters(query, selector)
         )
-    if num_vectors and int(ids.min()) < 0:
-        raise ValueError(f"ids: got {int(ids.min())}; expected at least 0")
-    values, counts = np.unique(ids, return_counts=True)
-    if len(values) != num_vectors:
-        raise ValueError(f"ids: got {int(values[counts > 1][0])} twice; expected unique ids")
+        if not self.exact_scores:
+            return rows, None
+        return rows, -distances if self.metric is Metric.L2 else distances
+
+    def _write_structure(self, path: Path) -> None:
+        faiss.write_index(self._structure, str(path))
+
+    def _read_structure(self, path: Path, store: VectorStore) -> Any:
+        structure = faiss.read_index(str(path))
+        found = (structure.d, structure.ntotal, structure.metric_type)
+        expected = (self._dimension(store.dimension), store.num_rows, faiss_metric(self.metric))
+        if not self._is_mine(structure) or found != expected:
+            raise TypeError(f"it is {type(structure).__name__} of {found}; expected {expected}")
+        return structure
+
+    def _measured_bytes(self) -> int:
+        return int(faiss.serialize_index(self._structure).nbytes)
 
 
-def _check_vectors(name: str, vectors: npt.NDArray[np.generic]) -> None:
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] < 1:
+def auto_nlist(num_vectors: int) -> int:
+    """About 4·√n lists, but at least 39 vectors for each where that leaves any choice."""
+    return max(1, min(round(4 * math.sqrt(num_vectors)), num_vectors // _MIN_VECTORS_PER_LIST))
+
+
+def resolved_nlist(nlist: int | None, num_vectors: int) -> int:
+    """`nlist`, or the automatic one for None; ValueError where there are fewer vectors."""
+    if nlist is None:
+        return auto_nlist(num_vectors)
+    if nlist > num_vectors:
         raise ValueError(
-            f"{name}: got {vectors.dtype} of shape {vectors.shape}; expected float32 [n, dimension]"
+            f"nlist: got {nlist}; expected at most the number of vectors, {num_vectors}"
         )
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"{name}: got NaN or infinity; expected finite numbers")
+    return nlist
+
+
+def coarse_quantizer(dimension: int, metric: Metric) -> Any:
+    """What compares a query with the centres of inverted lists."""
+    if metric is Metric.L2:
+        return faiss.IndexFlatL2(dimension)
+    return faiss.IndexFlatIP(dimension)
+
+
+def set_clustering(parameters: Any, *, seed: int, num_iterations: int, per_centroid: int) -> None:
+    """Set up a k-means. That it is starved FAISS would only say on standard error."""
+    parameters.seed = seed
+    parameters.niter = num_iterations
+    parameters.max_points_per_centroid = per_centroid
+    parameters.min_points_per_centroid = 1
+
+
+def powers_of_two(last: int) -> tuple[int, ...]:
+    """1, 2, 4, ... below `last`, then `last` itself."""
+    return (*(2**i for i in range((last - 1).bit_length())), last)
+
+
+def repeated(vectors: Vectors, num_needed: int) -> Vectors:
+    """`vectors` over and over where there are fewer than a codebook has entries: each vector then
+    is an entry, and its code loses nothing."""
+    if len(vectors) >= num_needed:
+        return vectors
+    return np.ascontiguousarray(np.resize(vectors, (num_needed, vectors.shape[1])))
+
+
+def filled_up(vectors: Vectors, dimension: int) -> Vectors:
+    missing = dimension - vectors.shape[1]
+    return vectors if missing == 0 else np.pad(vectors, ((0, 0), (0, missing)))

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import faiss
 
 from capibench.embedder.embedder import Vectors
-from capibench.index.faiss_index import FaissIndex
+from capibench.index.index import Ids
+from capibench.index.stored_index import StoredIndex
+from capibench.index.vector_store import RowSet, VectorStore
 
 
 @dataclass
-class Flat(FaissIndex):
-    """Compares each query with every vector. Recall is 1 by construction."""
+class Flat(StoredIndex):
+    """Compares each query with every vector, where it lies in the store. Recall is 1 by
+    construction (of the float16 vectors, where they are kept so)."""
 
-    def build_params(self) -> dict[str, int | float | str | None]:
-        return {"type": "flat", "faiss": faiss.__version__}
+    def _type_params(self) -> dict[str, int | float | str | None]:
+        return {"type": "flat"}
 
-    @property
-    def effort(self) -> None:
-        """None: there is nothing to set."""
+    def _rebuilt(self, store: VectorStore, *, retrain: bool) -> None:
+        self._store = store
 
-    def effort_ladder(self) -> tuple[int, ...]:
-        """Empty: there is nothing to trade."""
-        return ()
+    def _append(self, vectors: Vectors) -> None:
+        """Nothing: the store has them."""
 
-    def set_effort(self, effort: int) -> None:
-        """Raises: ValueError, always."""
-        raise ValueError(f"effort: got {effort}; expected none, since exact search has no effort")
-
-    def _make(self, vectors: Vectors) -> Any:
-        return faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
-
-    def _adopt(self, index: Any) -> None:
-        if not isinstance(index, faiss.IndexIDMap2) or not isinstance(
-            faiss.downcast_index(index.index), faiss.IndexFlatIP
-        ):
-            raise TypeError(f"it is {type(index).__name__}")
+    def _nearest(self, queries: Vectors, k: int, among: RowSet | None) -> tuple[Ids, Vectors]:
+        return self.store.scan(queries, k, among)

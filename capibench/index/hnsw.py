@@ -2,78 +2,121 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import faiss
 
 from capibench.embedder.embedder import Vectors
-from capibench.index.faiss_index import FaissIndex, check_at_least_1
+from capibench.index.exact_scan import faiss_metric
+from capibench.index.faiss_index import FaissIndex
+from capibench.index.stored_index import check_at_least_1
+from capibench.index.vector_store import VectorStore
 
-_LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
+LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass
 class Hnsw(FaissIndex):
     """Greedy search over a hierarchy of proximity graphs (Malkov and Yashunin, "Efficient and
     robust approximate nearest neighbor search using Hierarchical Navigable Small World graphs",
-    TPAMI 2020, algorithms 1-5). The effort is efSearch, the length of the candidate list.
-    Built by one thread it is deterministic; vectors cannot be removed.
+    TPAMI 2020, algorithms 1-5). The effort is efSearch, the length of the candidate list; less
+    than k counts as k. Built by one thread it is deterministic.
+
+    The graph reads the vectors where they lie in the store, so that only its links cost memory.
+    Float16 vectors, and those of an index that was added to since it was built or loaded, it
+    cannot read there and holds a float32 copy.
     """
+
+    query_names: ClassVar[tuple[str, ...]] = ("ef_search",)
+    learns: ClassVar[bool] = False
+    exact_scores: ClassVar[bool] = True
 
     num_links: int
     ef_construction: int
     ef_search: int
-    _effort: int = field(init=False, repr=False)
+    _shared: Vectors | None = field(init=False, repr=False, default=None)  # None: a copy is held
+    _storage: Any = field(init=False, repr=False, default=None)  # kept alive for the graph
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_links < 2:  # 1 makes the level distribution, 1 / ln(num_links), infinite
             raise ValueError(f"num_links: got {self.num_links}; expected at least 2")
-        check_at_least_1(self, "ef_construction", "ef_search")
-        self._effort = self.ef_search
+        check_at_least_1(self, "ef_construction")
 
-    def build_params(self) -> dict[str, int | float | str | None]:
+    def _type_params(self) -> dict[str, int | float | str | None]:
         return {
             "type": "hnsw",
-            "faiss": faiss.__version__,
             "num_links": self.num_links,
             "ef_construction": self.ef_construction,
         }
 
-    @property
-    def effort(self) -> int:
-        """efSearch, as set."""
-        return self._effort
-
-    def effort_ladder(self) -> tuple[int, ...]:
+    def _ladder(self, name: str) -> tuple[int, ...]:
         """Powers of two from 8 to 1,024; once built, no further than the first that reaches the
         number of vectors."""
-        if self._index is None:
-            return _LADDER
-        num_vectors = int(self._index.ntotal)
-        return tuple(ef for i, ef in enumerate(_LADDER) if i == 0 or _LADDER[i - 1] < num_vectors)
+        if self._store is None:
+            return LADDER
+        num_vectors = self.num_vectors
+        return tuple(ef for i, ef in enumerate(LADDER) if i == 0 or LADDER[i - 1] < num_vectors)
 
-    def set_effort(self, effort: int) -> None:
-        """Set efSearch; FAISS takes less than k as k."""
-        if effort < 1:
-            raise ValueError(f"effort: got {effort}; expected at least 1")
-        self._effort = effort
-        if self._index is not None:
-            self._adopt(self._index)
+    def _parameters(self, query: Mapping[str, int], selector: Any) -> Any:
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=query["ef_search"])
 
-    def describe(self) -> dict[str, str | int | float]:
-        return super().describe() | {"ef_search": self._effort}
-
-    def _make(self, vectors: Vectors) -> Any:
-        graph = faiss.IndexHNSWFlat(vectors.shape[1], self.num_links, faiss.METRIC_INNER_PRODUCT)
+    def _learnt(self, store: VectorStore) -> Any:
+        graph = faiss.IndexHNSWFlat(store.dimension, self.num_links, faiss_metric(self.metric))
         graph.hnsw.efConstruction = self.ef_construction
-        return faiss.IndexIDMap2(graph)  # the graph itself knows only row numbers
+        return graph
 
-    def _adopt(self, index: Any) -> None:
-        if not isinstance(index, faiss.IndexIDMap2):
-            raise TypeError(f"it is {type(index).__name__}")
-        graph = faiss.downcast_index(index.index)
-        if not isinstance(graph, faiss.IndexHNSWFlat):
-            raise TypeError(f"it holds {type(graph).__name__}")
-        graph.hnsw.efSearch = self._effort
+    def _emptied(self, structure: Any, store: VectorStore) -> Any:
+        return self._learnt(store)
+
+    def _take_in(self, structure: Any, vectors: Vectors) -> None:
+        if structure is self._structure:
+            self._own_vectors()
+        structure.add(vectors)
+
+    def _settled(self) -> None:
+        """Let the graph read the store's vectors instead of a copy."""
+        shared = self._shared = self.store.in_one_piece
+        if shared is None:
+            return
+        view = faiss.IndexFlat(self.store.dimension, faiss_metric(self.metric))
+        codes = view.codes  # set as FAISS itself does when it maps an index file into memory
+        codes.is_owned = False
+        codes.view_data = codes.c_ptr = faiss.cast_integer_to_uint8_ptr(shared.ctypes.data)
+        codes.view_size = codes.c_size = shared.nbytes
+        view.ntotal = len(shared)
+        self._replace_storage(view)
+
+    def _own_vectors(self) -> None:
+        """Give the graph a copy that it may append to."""
+        if self._shared is None:
+            return
+        own = faiss.IndexFlat(self._structure.d, faiss_metric(self.metric))
+        own.add(self._shared)
+        self._replace_storage(own)
+        self._shared = None
+
+    def _replace_storage(self, storage: Any) -> None:
+        graph = self._structure
+        if graph.own_fields and graph.storage is not None:
+            graph.storage.thisown = True  # Python frees it, since the graph will not
+        graph.storage, graph.own_fields = storage, False
+        self._storage = storage
+
+    def _write_structure(self, path: Path) -> None:
+        flags = 0 if self.store.dtype == "float16" else faiss.IO_FLAG_SKIP_STORAGE
+        faiss.write_index(self._structure, str(path), flags)
+
+    def _is_mine(self, structure: Any) -> bool:
+        return isinstance(structure, faiss.IndexHNSWFlat)
+
+    def _measured_bytes(self) -> int:
+        writer = faiss.VectorIOWriter()
+        faiss.write_index(self._structure, writer, faiss.IO_FLAG_SKIP_STORAGE)
+        links_bytes = int(writer.data.size())
+        if self._shared is not None:
+            return links_bytes
+        return links_bytes + self.store.num_rows * self.store.dimension * 4  # its copy is float32

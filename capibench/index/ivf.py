@@ -2,105 +2,104 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import faiss
 
-from capibench.embedder.embedder import Vectors
-from capibench.index.faiss_index import FaissIndex, check_at_least_1
-
-# FAISS's own rule for k-means that is not starved of points.
-_MIN_VECTORS_PER_LIST = 39
+from capibench.index.exact_scan import faiss_metric
+from capibench.index.faiss_index import (
+    FaissIndex,
+    coarse_quantizer,
+    powers_of_two,
+    resolved_nlist,
+    set_clustering,
+)
+from capibench.index.metric import Metric
+from capibench.index.stored_index import check_at_least_1
+from capibench.index.vector_store import VectorStore
 
 
 @dataclass
 class Ivf(FaissIndex):
     """K-means cuts the corpus into `nlist` lists; a query searches the `nprobe` nearest ones
     (Sivic and Zisserman, "Video Google", ICCV 2003; Jégou et al., "Product Quantization for
-    Nearest Neighbor Search", TPAMI 2011, §IV). Vectors are stored whole. The effort is nprobe;
-    at nprobe = nlist the search is exact.
+    Nearest Neighbor Search", TPAMI 2011, §IV). Vectors are stored whole, a second time, in the
+    order of the lists. The effort is nprobe; at nprobe = nlist the search is exact.
     """
+
+    query_names: ClassVar[tuple[str, ...]] = ("nprobe",)
+    learns: ClassVar[bool] = True
+    exact_scores: ClassVar[bool] = True
 
     nlist: int | None
     nprobe: int
     num_iterations: int
     num_training_vectors_per_list: int
     seed: int
-    _effort: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_1(self, "nprobe", "num_iterations", "num_training_vectors_per_list")
+        check_at_least_1(self, "num_iterations", "num_training_vectors_per_list")
         if self.nlist is not None:
             check_at_least_1(self, "nlist")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}; expected at least 0")
-        self._effort = self.nprobe
 
-    def build_params(self) -> dict[str, int | float | str | None]:
+    def describe(self) -> dict[str, str | int | float]:
+        described = super().describe()
+        if self._structure is not None:
+            nlist = int(self._structure.nlist)
+            described |= {"nlist": nlist, "nprobe": min(self._query["nprobe"], nlist)}
+        return described
+
+    def _type_params(self) -> dict[str, int | float | str | None]:
         return {
             "type": "ivf",
-            "faiss": faiss.__version__,
             "nlist": self.nlist,
             "num_iterations": self.num_iterations,
             "num_training_vectors_per_list": self.num_training_vectors_per_list,
             "seed": self.seed,
         }
 
-    @property
-    def effort(self) -> int:
-        """nprobe, as set."""
-        return self._effort
-
-    def effort_ladder(self) -> tuple[int, ...]:
-        """Powers of two below nlist, then nlist itself. Before an automatic nlist is known, that
-        is before the index is built, up to 1,024."""
+    def _ladder(self, name: str) -> tuple[int, ...]:
+        """Of nprobe: powers of two below nlist, then nlist itself. Before an automatic nlist is
+        known, that is before the index is built, up to 1,024."""
+        if name != "nprobe":
+            return super()._ladder(name)
         nlist = 1024 if self.nlist is None else self.nlist
-        if self._index is not None:
-            nlist = int(self._index.nlist)
-        return (*(2**i for i in range((nlist - 1).bit_length())), nlist)
+        return powers_of_two(nlist if self._structure is None else int(self._structure.nlist))
 
-    def set_effort(self, effort: int) -> None:
-        """Set nprobe; FAISS takes more than nlist as nlist."""
-        if effort < 1:
-            raise ValueError(f"effort: got {effort}; expected at least 1")
-        self._effort = effort
-        if self._index is not None:
-            self._index.nprobe = effort
+    def _parameters(self, query: Mapping[str, int], selector: Any) -> Any:
+        return faiss.SearchParametersIVF(sel=selector, nprobe=query["nprobe"])
 
-    def describe(self) -> dict[str, str | int | float]:
-        described = super().describe() | {"nprobe": self._effort}
-        if self._index is not None:
-            nlist = int(self._index.nlist)
-            described |= {"nlist": nlist, "nprobe": min(self._effort, nlist)}
-        return described
-
-    def _make(self, vectors: Vectors) -> Any:
-        num_vectors, dimension = vectors.shape
-        nlist = auto_nlist(num_vectors) if self.nlist is None else self.nlist
-        if nlist > num_vectors:
-            raise ValueError(
-                f"nlist: got {nlist}; expected at most the number of vectors, {num_vectors}"
-            )
-        index = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(dimension), dimension, nlist, faiss.METRIC_INNER_PRODUCT
+    def _learnt(self, store: VectorStore) -> Any:
+        nlist = resolved_nlist(self.nlist, store.num_live)
+        structure = self._empty(store.dimension, nlist)
+        set_clustering(
+            structure.cp,
+            seed=self.seed,
+            num_iterations=self.num_iterations,
+            per_centroid=self.num_training_vectors_per_list,
         )
-        index.cp.seed = self.seed
-        index.cp.niter = self.num_iterations
-        index.cp.max_points_per_centroid = self.num_training_vectors_per_list
-        index.cp.min_points_per_centroid = 1  # it only warns, on standard error
-        index.cp.spherical = True  # centroids of unit vectors, compared by inner product
-        index.train(vectors)
-        return index
+        structure.cp.spherical = self.metric is not Metric.L2  # centres compared by inner product
+        structure.train(
+            self._training_vectors(
+                store.sample(nlist * self.num_training_vectors_per_list, self.seed), structure
+            )
+        )
+        return structure
 
-    def _adopt(self, index: Any) -> None:
-        if not isinstance(index, faiss.IndexIVFFlat):
-            raise TypeError(f"it is {type(index).__name__}")
-        index.nprobe = self._effort
+    def _empty(self, dimension: int, nlist: int) -> Any:
+        """An untrained structure."""
+        return faiss.IndexIVFFlat(
+            coarse_quantizer(dimension, self.metric), dimension, nlist, faiss_metric(self.metric)
+        )
 
+    def _training_vectors(self, sample: Any, structure: Any) -> Any:
+        """What the structure is trained on; here the sample as it is."""
+        return sample
 
-def auto_nlist(num_vectors: int) -> int:
-    """About 4·√n lists, but at least 39 vectors for each where that leaves any choice."""
-    return max(1, min(round(4 * math.sqrt(num_vectors)), num_vectors // _MIN_VECTORS_PER_LIST))
+    def _is_mine(self, structure: Any) -> bool:
+        return isinstance(structure, faiss.IndexIVFFlat)

@@ -14,6 +14,7 @@ from capibench.embedder.embedder import Vectors
 from capibench.embedder.service_table import ServiceTable
 from capibench.errors import DataError
 from capibench.index.index import Ids
+from capibench.index.saved import INDEX_KIND, load_directory, save_directory
 
 
 @dataclass
@@ -68,38 +69,39 @@ class ModeledIndex:
         )
 
     def search(self, queries: Vectors, k: int) -> tuple[Ids, Vectors]:
-        """k neighbouring ids from a place that the query's bytes choose, with similarities
-        1, 1/2, 1/3, ...; -1 pads (similarity 0) where fewer than k ids exist."""
+        """k neighbouring ids from a place that the query's bytes choose, with scores 1, 1/2, 1/3,
+        ...; ValueError where k is below 1 or above the number of ids."""
         ids = self._known_ids()
-        if k < 1:
-            raise ValueError(f"k: got {k}; expected at least 1")
-        count = min(k, len(ids))
-        found = np.full((len(queries), k), -1, dtype=np.int64)
-        similarities = np.zeros((len(queries), k), dtype=np.float32)
-        similarities[:, :count] = 1.0 / np.arange(1, count + 1)
-        steps = np.arange(count)
+        if not 1 <= k <= len(ids):
+            raise ValueError(f"k: got {k}; expected 1 to the number of vectors, {len(ids)}")
+        scores = np.tile(1.0 / np.arange(1, k + 1, dtype=np.float32), (len(queries), 1))
+        found = np.empty((len(queries), k), dtype=np.int64)
+        steps = np.arange(k)
         for row, query in enumerate(queries):
             digest = hashlib.blake2b(query.tobytes(), digest_size=8).digest()
             start = int.from_bytes(digest, "little") % len(ids)
-            found[row, :count] = ids[(start + steps) % len(ids)]
-        return found, similarities
+            found[row] = ids[(start + steps) % len(ids)]
+        return found, scores
 
     def size_bytes(self) -> int:
         """Bytes of the remembered ids; there is nothing else."""
         return int(self._known_ids().nbytes)
 
     def save(self, path: Path) -> None:
-        with path.open("wb") as file:
-            np.save(file, self._known_ids(), allow_pickle=False)
+        ids = self._known_ids()
+
+        def write(file_path: Path) -> None:
+            with file_path.open("wb") as file:
+                np.save(file, ids, allow_pickle=False)
+
+        save_directory(path, INDEX_KIND, {"params": self.build_params()}, {"ids": write})
 
     def load(self, path: Path) -> None:
-        """Raises: DataError if the file was not written by `save`."""
-        try:
-            ids = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise DataError(f"{path}: not an index of type ModeledIndex: {error}") from error
-        if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.ndim != 1:
-            raise DataError(f"{path}: not an index of type ModeledIndex")
+        """Raises: DataError if the directory was not written by `save`."""
+        saved = load_directory(path, INDEX_KIND)
+        if saved.facts["params"] != self.build_params():
+            raise DataError(f"{path}: not an index of type {type(self).__name__}")
+        ids: Ids = np.load(saved.files["ids"], allow_pickle=False)
         self._ids = ids
 
     def describe(self) -> dict[str, str | int | float]:

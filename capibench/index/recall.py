@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from capibench.embedder.embedder import Vectors
 from capibench.index.index import Ids
-
-Floats = npt.NDArray[np.float64]
+from capibench.index.metric import Floats, Metric, exact_scores
 
 _QUERIES_PER_BLOCK = 256
 _VECTORS_PER_BLOCK = 16_384  # one block of similarities is 32 MiB
 
 
-def exact_search(vectors: Vectors, queries: Vectors, k: int, ids: Ids | None = None) -> Ids:
-    """The k vectors of greatest inner product with each query, by comparing all in float64.
+def exact_search(
+    vectors: Vectors, queries: Vectors, k: int, ids: Ids | None = None, metric: Metric = Metric.IP
+) -> Ids:
+    """The k vectors of greatest score with each query, by comparing all in float64.
 
     Args:
         vectors: [n, d].
         queries: [m, d]; held-out ones, never database vectors (METHOD: quality beside speed).
         k: how many; where fewer vectors exist, -1 pads.
         ids: [n] names of the vectors; None: their row numbers.
+        metric: of the scores; the inner product of unit vectors is their cosine.
 
     Returns:
         ids [m, k], best first, ties by row.
@@ -32,14 +33,14 @@ def exact_search(vectors: Vectors, queries: Vectors, k: int, ids: Ids | None = N
     similarities = np.full((len(queries), k), -np.inf)
     for first in range(0, len(queries), _QUERIES_PER_BLOCK):
         block = slice(first, first + _QUERIES_PER_BLOCK)
-        wanted = queries[block].astype(np.float64)
+        wanted = queries[block]
         for start in range(0, len(vectors), _VECTORS_PER_BLOCK):
-            part = vectors[start : start + _VECTORS_PER_BLOCK].astype(np.float64)
+            part = vectors[start : start + _VECTORS_PER_BLOCK]
             part_rows = np.arange(start, start + len(part), dtype=np.int64)
             all_rows = np.hstack(
                 [rows[block], np.broadcast_to(part_rows, (len(wanted), len(part)))]
             )
-            all_similarities = np.hstack([similarities[block], wanted @ part.T])
+            all_similarities = np.hstack([similarities[block], exact_scores(wanted, part, metric)])
             if all_similarities.shape[1] > k:
                 best = np.argpartition(-all_similarities, k - 1, axis=1)[:, :k]
                 all_rows = np.take_along_axis(all_rows, best, axis=1)
@@ -50,12 +51,14 @@ def exact_search(vectors: Vectors, queries: Vectors, k: int, ids: Ids | None = N
     return rows if ids is None else np.where(rows >= 0, ids[rows], np.int64(-1))
 
 
-def similarities_of(vectors: Vectors, queries: Vectors, rows: Ids) -> Floats:
-    """True inner products, in float64, of each query [m, d] with the vectors at `rows` [m, k];
-    -inf where a row is -1. Scores what an index found without trusting its own arithmetic."""
+def similarities_of(
+    vectors: Vectors, queries: Vectors, rows: Ids, metric: Metric = Metric.IP
+) -> Floats:
+    """True scores, in float64, of each query [m, d] with the vectors at `rows` [m, k]; -inf where
+    a row is -1. Scores what an index found without trusting its own arithmetic."""
     similarities = np.empty(rows.shape)
-    for i, (query, found) in enumerate(zip(queries, rows, strict=True)):
-        similarities[i] = vectors[found].astype(np.float64) @ query.astype(np.float64)
+    for i, found in enumerate(rows):
+        similarities[i] = exact_scores(queries[i : i + 1], vectors[found], metric)[0]
     similarities[rows == -1] = -np.inf
     return similarities
 

@@ -1,0 +1,64 @@
+"""What "near" means: one enumeration, and the two preparations that follow from it."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+import numpy.typing as npt
+
+from capibench.embedder.embedder import Vectors
+
+Floats = npt.NDArray[np.float64]
+
+
+class Metric(enum.Enum):
+    """A score is always the greater the nearer, so that no caller has to know which one it is."""
+
+    COSINE = "cosine"  # the score is the cosine; vectors and queries are brought to length 1
+    IP = "ip"  # the inner product
+    L2 = "l2"  # minus the squared Euclidean distance
+
+
+def check_vectors(name: str, vectors: npt.NDArray[np.generic]) -> None:
+    """Raise ValueError unless `vectors` are finite float32 [n, dimension]."""
+    if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] < 1:
+        raise ValueError(
+            f"{name}: got {vectors.dtype} of shape {vectors.shape}; expected float32 [n, dimension]"
+        )
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"{name}: got NaN or infinity; expected finite numbers")
+
+
+def comparable(name: str, vectors: Vectors, metric: Metric) -> Vectors:
+    """Checked [n, d] `vectors` as the metric compares them, contiguous: cosine is the inner
+    product of unit vectors.
+
+    Raises:
+        ValueError: not finite float32 [n, d], or for cosine a zero vector, which has no direction.
+    """
+    check_vectors(name, vectors)
+    if metric is not Metric.COSINE:
+        return np.ascontiguousarray(vectors)
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    if not lengths.all():
+        row = int(np.argmin(lengths))
+        raise ValueError(
+            f"{name}: got a zero vector in row {row}; expected none, since it has no cosine with "
+            "anything"
+        )
+    unit: Vectors = (vectors / lengths[:, None]).astype(np.float32)
+    return unit
+
+
+def exact_scores(queries: Vectors, vectors: Vectors, metric: Metric) -> Floats:
+    """True scores [m, n] of queries [m, d] with vectors [n, d], all in float64."""
+    left, right = queries.astype(np.float64), vectors.astype(np.float64)
+    if metric is Metric.COSINE:
+        left = left / np.linalg.norm(left, axis=1, keepdims=True)
+        right = right / np.linalg.norm(right, axis=1, keepdims=True)
+    scores: Floats = left @ right.T
+    if metric is Metric.L2:
+        squared = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)[None, :]
+        scores = np.minimum(2.0 * scores - squared, 0.0)
+    return scores
