@@ -18,6 +18,7 @@ class Echo:
 
     modeled: ClassVar[bool] = True
     needs_model: ClassVar[bool] = False
+    joins_running: ClassVar[bool] = True  # nothing ever runs
 
     @property
     def num_workers(self) -> int:

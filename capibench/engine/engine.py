@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from capibench.model.language_model import LanguageModel
+    from capibench.model.recipe import ModelFacts, ModelRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class Engine(Protocol):
 
     modeled: bool  # True: times come from a table, not from work (class attribute)
     needs_model: bool  # True: `start` must be given a loaded model (class attribute)
+    # True: `generate` may be called for a worker that runs, and what it brings joins at the next
+    # iteration; the answers of one call come together (class attribute)
+    joins_running: bool
 
     @property
     def num_workers(self) -> int:
@@ -58,3 +62,15 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, str | int | float]:
         """Kernels, precision and threads really used; recorded with the run."""
+
+
+@runtime_checkable
+class LoadsModel(Protocol):
+    """What an engine has besides, when processes of its own load the model: the run's process
+    does not load it then, and `start` is given None."""
+
+    def will_load(self, recipe: ModelRecipe) -> None:
+        """How to load the model; said once, before `start`."""
+
+    def model_facts(self) -> ModelFacts:
+        """What was loaded, as the processes report it; known after `start`."""

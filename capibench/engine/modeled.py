@@ -38,6 +38,7 @@ class Modeled:
 
     modeled: ClassVar[bool] = True
     needs_model: ClassVar[bool] = False
+    joins_running: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:

@@ -18,6 +18,7 @@ from capibench.clock import compute_thread
 from capibench.engine.decoding import KvCache, count_int8_layers, decode, unsupported_layers
 from capibench.engine.engine import Generation, GenerationRequest
 from capibench.engine.kv_bytes import KvBytes, count_kv_bytes
+from capibench.engine.prompts import check_room, count_positions, encode_prompt
 from capibench.errors import ConfigError, RequestFailed
 from capibench.model.language_model import LanguageModel
 
@@ -34,6 +35,7 @@ class TransformersStatic:
 
     modeled: ClassVar[bool] = False
     needs_model: ClassVar[bool] = True
+    joins_running: ClassVar[bool] = False
 
     _model: LanguageModel | None = field(init=False, repr=False)
     _workers: list[ThreadPoolExecutor] = field(init=False, repr=False)
@@ -130,19 +132,11 @@ class TransformersStatic:
         return self._model
 
     def _encode(self, prompt: str) -> list[int]:
-        ids: list[int] = self._loaded.tokenizer(prompt)["input_ids"]
-        if not ids:
-            raise RequestFailed("the prompt has no tokens; expected at least one")
-        return ids
+        return encode_prompt(self._loaded.tokenizer, prompt)
 
     def _check_room(self, num_prompt_tokens: int, num_new_tokens: int) -> None:
-        room = getattr(self._loaded.module.config, "max_position_embeddings", None)
-        if room is not None and num_prompt_tokens + num_new_tokens > room:
-            raise RequestFailed(
-                f"prompt of {num_prompt_tokens} tokens plus {num_new_tokens} new ones exceeds the "
-                f"model's {room} positions; expected a shorter prompt (prompt.top_k, "
-                "prompt.passage_chars) or fewer new tokens"
-            )
+        num_positions = count_positions(self._loaded.module.config)
+        check_room(num_prompt_tokens, num_new_tokens, num_positions)
 
     def _generate(
         self, batch: list[GenerationRequest], now: Callable[[], float]

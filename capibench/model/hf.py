@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import PreTrainedTokenizerBase
 
 from capibench.errors import ConfigError
 from capibench.model.language_model import LanguageModel
 from capibench.model.precision import Precision
-from capibench.model.pretrained import load_folder, source_key
+from capibench.model.pretrained import load_folder, load_tokenizer, source_key
 
 # No .bin and no .pt: they are pickles, and loading one may run its author's code.
 _WANTED_FILES = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.txt"]
@@ -40,6 +41,9 @@ class HfModel:
 
     def load(self) -> LanguageModel:
         return load_folder(self._folder(), self.precision, "model.path")
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self._folder(), "model.path")
 
     def _folder(self) -> Path:
         folder = Path(self.path).expanduser()

@@ -38,3 +38,6 @@ class ModelSource(Protocol):
 
     def load(self) -> LanguageModel:
         """Load on CPU or GPU; its time is a set-up cost."""
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone, for a process that counts tokens while others hold the weights."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from transformers import PreTrainedTokenizerBase
+
 from capibench.errors import ConfigError
 from capibench.model.language_model import LanguageModel
 from capibench.model.precision import Precision
-from capibench.model.pretrained import load_folder, source_key
+from capibench.model.pretrained import load_folder, load_tokenizer, source_key
 
 
 def packaged_folder(name: str, key: str) -> Path:
@@ -38,3 +40,6 @@ class PackagedModel:
 
     def load(self) -> LanguageModel:
         return load_folder(packaged_folder(self.name, "model.name"), self.precision, "model.name")
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(packaged_folder(self.name, "model.name"), "model.name")

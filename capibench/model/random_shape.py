@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from capibench.errors import ConfigError
@@ -66,7 +66,7 @@ class RandomShape:
         return {"shape": recipe, "torch": str(torch.__version__)}
 
     def load(self) -> LanguageModel:
-        tokenizer = load_tokenizer(packaged_folder(_TOKENIZER_OF, "model"), "model")
+        tokenizer = self.load_tokenizer()
         if len(tokenizer) > self.vocab_size:
             raise ConfigError(
                 "model.vocab_size",
@@ -81,6 +81,9 @@ class RandomShape:
             dtype=str(torch_dtype(self.precision)).removeprefix("torch."),
             meaningful=False,
         )
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(packaged_folder(_TOKENIZER_OF, "model"), "model")
 
     def build_module(self) -> LlamaForCausalLM:
         """The network, its weights drawn from the seed straight in the precision served
