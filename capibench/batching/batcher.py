@@ -1,4 +1,4 @@
-"""The machinery of batching, written once: queue, workers, deadlines, cancellation.
+"""The machinery of batching, written once: queue, workers, deadlines, cancellation, errors.
 
 A strategy decides, this acts. It sleeps until something can change a decision (an arrival, a free
 worker, the time a strategy named, the earliest deadline) and asks nobody but the running loop for
@@ -8,110 +8,138 @@ the time, so that the same object serves real requests and runs under virtual ti
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from capibench.batching.alarm import Alarm
+from capibench.batching.batch import Batch, BatchRecord
+from capibench.batching.composition import AS_THEY_CAME, Composition
 from capibench.batching.laws import broken_law
+from capibench.batching.line import Line
+from capibench.batching.request import Answered, QueuedRequest, RequestState
+from capibench.batching.room import Outside
+from capibench.batching.serving import Serving
 from capibench.batching.stats import BatcherStats, Tally
 from capibench.batching.strategy import (
-    BatchStrategy,
     Dispatch,
     QueueView,
+    Shed,
+    Strategy,
     WaitingItem,
     WaitUntil,
-    WorkerView,
 )
-from capibench.batching.waiting import WaitingQueue
-from capibench.errors import DeadlinePassed, QueueFull, RequestFailed
+from capibench.batching.workers import Workers
+from capibench.errors import (
+    ConfigError,
+    DeadlinePassed,
+    QueueFull,
+    RequestCancelled,
+    RequestFailed,
+    RequestShed,
+)
 from capibench.records import RequestPriority
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _INFINITY = float("inf")
-_IDLE = WorkerView(busy_since_s=None)
+_PROCESSING = RequestState.PROCESSING  # looked up for every request: an enum's attributes are slow
 
 
-@dataclass(frozen=True, slots=True)
-class Answered(Generic[R]):
-    """One request's result and how it came about. Times are absolute loop seconds."""
-
-    value: R
-    batch_id: int
-    batch_size: int
-    reason: str  # why the batch left when it did
-    enqueued_s: float
-    dispatched_s: float
-    done_s: float
-
-
-@dataclass(slots=True)
-class _Pending(Generic[T, R]):
-    content: T
-    enqueued_s: float
-    future: asyncio.Future[Answered[R]]
-
-
-class DynamicBatcher(Generic[T, R]):
+class Batcher(Generic[T, R]):
     """Gathers single requests into batches for `process_batch`, as `strategy` decides.
 
     Args:
         process_batch: async; takes contents (in order of priority, then arrival) and the worker's
-            index, and returns one result per content in the same order.
+            index, and returns one result per content in the same order. Where the strategy joins
+            running batches it is called again while it runs, with the joining contents.
         strategy: decides; it belongs to this batcher alone, because it may remember things.
         num_workers: how many batches run at the same time.
-        max_queue_size: waiting requests; one more is refused with `QueueFull`.
+        max_queue_size: waiting requests; one more is refused with `QueueFull`, or waits for room.
+        composition: which of the waiting items leave together.
+        sheds_overdue: keep waits bounded when more arrives than can be served. A request that has
+            waited its own `max_wait_s` and is passed over by a worker with room ends as shed; so
+            nobody who is served has waited longer than that and the service that was running
+            then. Otherwise `max_wait_s` bounds only how long a free worker may be held back.
     """
 
     def __init__(
         self,
         process_batch: Callable[[Sequence[T], int], Awaitable[Sequence[R]]],
-        strategy: BatchStrategy,
+        strategy: Strategy,
         num_workers: int,
         max_queue_size: int,
+        *,
+        composition: Composition = AS_THEY_CAME,
+        sheds_overdue: bool = False,
     ) -> None:
         if num_workers < 1:
             raise ValueError(f"num_workers: got {num_workers}; expected at least 1")
         if max_queue_size < 1:
             raise ValueError(f"max_queue_size: got {max_queue_size}; expected at least 1")
-        self._process_batch = process_batch
         self._strategy = strategy
         self._max_queue_size = max_queue_size
-        self._queue = WaitingQueue()
-        self._pending: dict[int, _Pending[T, R]] = {}  # ticket → request, while it waits
-        self._workers = [_IDLE] * num_workers
-        self._num_idle = num_workers
-        self._running: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
+        self._composition = composition
+        self._sheds_overdue = sheds_overdue
+        self._line: Line[T, R] = Line()
+        self._outside: Outside[T, R] = Outside()
         self._finished = asyncio.Event()  # stopping, and nothing waits or runs any more
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._alarm = Alarm(self._wake)
+        self.now_s = self._alarm.now_s  # absolute loop seconds, as all about requests is counted
+        self._paused = False
         self._stopping = False
-        self._broken: Exception | None = None
+        self._refusal: Exception | None = None  # why nothing is accepted any more
         self._decision: asyncio.Handle | None = None  # the next decision, already scheduled
-        self._timer: asyncio.TimerHandle | None = None
-        self._latest_s = 0.0
-        self._tally = Tally(num_workers)
+        self._started_s = 0.0
+        self._tally = Tally(max_queue_size, pads=not strategy.joins_running)
+        self._workers = Workers(num_workers, strategy)
+        self._serving = Serving(
+            process_batch,
+            strategy,
+            self._workers,
+            self._tally,
+            now_s=self.now_s,
+            on_room=self._on_room,
+            on_faulty_strategy=self._break,
+        )
 
     def start(self) -> None:
         """Begin to serve; called inside the event loop, once."""
         if self._loop is not None:
-            raise RuntimeError("DynamicBatcher.start() was called twice")
+            raise RuntimeError("a batcher was started twice")
         self._loop = asyncio.get_running_loop()
-        self._latest_s = self._loop.time()
+        self._alarm.start(self._loop)
+        self._started_s = self._alarm.now_s()
 
     async def stop(self, drain: bool = True) -> None:
-        """Accept nothing more and wait for what runs.
+        """Accept nothing more and wait for what runs; a pause ends.
 
-        What still waits is served first, or, without `drain`, fails with `RequestFailed`.
-        Stopping twice is allowed.
+        What still waits in the queue is served first, or, without `drain`, fails with
+        `RequestFailed`, as does in any case what waits for room in the queue. Stopping twice is
+        allowed.
         """
         if self._loop is None:
-            raise RuntimeError("DynamicBatcher.stop() was called before start()")
+            raise RuntimeError("a batcher was stopped before start")
         self._stopping = True
+        self._refusal = self._refusal or RuntimeError("a request was submitted after stop")
+        self._paused = False
+        stopped = RequestFailed("the batcher was stopped before it was served")
+        self._tally.end(self._outside.take_all(), RequestState.FAILED, stopped)
         if not drain:
-            self._fail_waiting(RequestFailed("the batcher was stopped before it was served"))
+            self._tally.end(self._line.take_all(), RequestState.FAILED, stopped)
         self._wake()
         await self._finished.wait()
+
+    def pause(self) -> None:
+        """Let no further batch leave. Requests are accepted, time out and can be cancelled."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let batches leave again."""
+        self._paused = False
+        if self._loop is not None:
+            self._wake()
 
     async def submit(
         self,
@@ -121,6 +149,7 @@ class DynamicBatcher(Generic[T, R]):
         num_tokens: int = 0,
         max_wait_s: float = _INFINITY,
         deadline_s: float = _INFINITY,
+        wait_for_room: bool = False,
     ) -> Answered[R]:
         """Wait in the queue, be served in a batch, return the result.
 
@@ -129,78 +158,137 @@ class DynamicBatcher(Generic[T, R]):
             num_tokens: size of the content, for strategies that look at it; 0: unknown.
             max_wait_s: bounds how long a batch may be formed around this request.
             deadline_s: absolute loop time by which it must have left the queue.
+            wait_for_room: wait, in order of arrival, until a full queue has room.
 
         Raises:
-            QueueFull: at once, when `max_queue_size` requests wait.
+            QueueFull: at once, when `max_queue_size` requests wait (unless it waits for room).
+            ConfigError: at once, when it is larger than the composition's token budget.
+            RequestShed: the strategy gave it up, or it was overdue.
             DeadlinePassed: at the deadline, when it still waits then.
-            RequestFailed: the batcher was stopped without draining.
-            Exception: whatever `process_batch` raised for the batch.
+            RequestFailed: the batcher was stopped before it was served.
+            Exception: whatever `process_batch` raised for this content alone, or for the batch
+                where no single item is to blame.
         """
-        if self._loop is None:
-            raise RuntimeError("DynamicBatcher.submit() was called before start()")
-        if self._stopping:
-            raise RuntimeError("DynamicBatcher.submit() was called after stop()")
-        if self._broken is not None:
-            raise self._broken
-        now_s = self._now()
-        if deadline_s <= now_s:
-            self._tally.ended["timed_out"] += 1
-            raise DeadlinePassed(f"the deadline passed {now_s - deadline_s:.3f} s before queueing")
-        if len(self._queue) >= self._max_queue_size:
-            self._tally.ended["rejected"] += 1
-            raise QueueFull(f"{len(self._queue)} requests wait already (max_queue_size)")
-        future: asyncio.Future[Answered[R]] = self._loop.create_future()
-        ticket = self._queue.add(WaitingItem(priority, num_tokens, now_s, max_wait_s, deadline_s))
-        self._pending[ticket] = _Pending(content, now_s, future)
-        if self._num_idle:
-            self._wake()
-        elif self._timer is None or deadline_s < self._timer.when():
-            self._arm(deadline_s)
+        request = self.enqueue(
+            content,
+            WaitingItem(priority, num_tokens, self.now_s(), max_wait_s, deadline_s),
+            wait_for_room,
+        )
+        assert self._loop is not None
+        waiter: asyncio.Future[Answered[R]] = self._loop.create_future()
+        request.waiters = (waiter,)  # as `request.waiter()` does; nobody else waits for it
         try:
-            return await future
+            return await waiter
         except asyncio.CancelledError:
-            if future.cancelled():  # otherwise its end is counted already
-                self._tally.ended["cancelled"] += 1
-            if ticket in self._queue:
-                self._queue.remove(ticket)
-                del self._pending[ticket]
-                self._wake()
+            self.cancel(request)
             raise
+
+    def enqueue(
+        self,
+        content: T,
+        item: WaitingItem,
+        wait_for_room: bool = False,
+        on_end: Callable[[QueuedRequest[T, R]], None] | None = None,
+    ) -> QueuedRequest[T, R]:
+        """The same for those who come back for the answer: `await request.waiter()`.
+
+        Args:
+            item: enqueued now, as `now_s` says it.
+            on_end: called once, when the request has ended in whatever way.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        if item.deadline_s <= item.enqueued_s:
+            self._tally.ended[RequestState.TIMED_OUT] += 1
+            late_s = item.enqueued_s - item.deadline_s
+            raise DeadlinePassed(f"the deadline passed {late_s:.3f} s before queueing")
+        if self._composition.max_batch_tokens is not None:
+            try:
+                self._composition.check(item.num_tokens)
+            except ConfigError:
+                self._tally.ended[RequestState.REJECTED] += 1
+                raise
+        request = QueuedRequest(content, item, on_end)
+        if self._outside.requests:
+            self._let_in()
+        if len(self._line.requests) < self._max_queue_size:
+            self._admit(request)
+        elif wait_for_room:
+            assert self._loop is not None
+            self._outside.add(request, self._loop, self._expire_outside)
+        else:
+            self._tally.ended[RequestState.REJECTED] += 1
+            raise QueueFull(f"{len(self._line)} requests wait already (max_queue_size)")
+        return request
+
+    async def admitted(self, request: QueuedRequest[T, R]) -> None:
+        """Wait until `request` has room in the queue, or has ended without."""
+        await self._outside.wait(request)
+
+    def cancel(self, request: QueuedRequest[T, R]) -> bool:
+        """Take a request back; False when it has ended already.
+
+        Its neighbours are unaffected: one that runs goes on running, and its result is dropped.
+        """
+        if request.outcome is not None:
+            return False
+        if request in self._outside.requests:
+            self._outside.remove(request)
+        elif request.state is RequestState.PENDING:
+            self._line.remove(request)
+            self._wake()
+        error = RequestCancelled("the request was cancelled")
+        self._tally.end([request], RequestState.CANCELLED, error)
+        return True
 
     def stats(self) -> BatcherStats:
         """What happened so far."""
-        now_s = self._now() if self._loop is not None else 0.0
-        return self._tally.snapshot(len(self._queue), self._workers, now_s)
+        now_s = self.now_s() if self._loop is not None else 0.0
+        return self._tally.snapshot(
+            num_waiting=len(self._line),
+            num_outside=len(self._outside),
+            num_running=self._workers.num_running(),
+            max_batch_size=self._strategy.max_batch_size,
+            busy_s=self._workers.busy_s(now_s),
+            elapsed_s=now_s - self._started_s,
+        )
 
-    def _now(self) -> float:
-        """Loop time, never behind a timer that fired: loops fire up to their resolution early."""
-        assert self._loop is not None
-        self._latest_s = max(self._latest_s, self._loop.time())
-        return self._latest_s
+    async def watch(self, interval_s: float) -> AsyncIterator[BatcherStats]:
+        """The stats every `interval_s` of the loop's clock, and once more when all is finished."""
+        if not interval_s > 0:
+            raise ValueError(f"interval_s: got {interval_s}; expected more than 0")
+        due_s = self.now_s()
+        while not self._finished.is_set():
+            due_s += interval_s
+            try:
+                async with asyncio.timeout_at(due_s):
+                    await self._finished.wait()
+            except TimeoutError:
+                yield self.stats()
+        yield self.stats()
+
+    def history(self) -> list[BatchRecord]:
+        """The newest batches that are done (at most 1,000), oldest first."""
+        return self._tally.history()
+
+    def _let_in(self) -> None:
+        """Give free places to who waits for them, before anybody else gets one."""
+        while self._outside and len(self._line) < self._max_queue_size:
+            self._admit(self._outside.take_first())
+
+    def _admit(self, request: QueuedRequest[T, R]) -> None:
+        self._line.add(request)
+        if self._workers.num_open:
+            if self._decision is None:
+                self._wake()
+        else:
+            self._alarm.set(request.item.deadline_s)
 
     def _wake(self) -> None:
         """Decide once everything that is ready now has run, so that it is in the queue by then."""
-        assert self._loop is not None
         if self._decision is None:
-            self._decision = self._loop.call_soon(self._decide)
-
-    def _arm(self, time_s: float) -> None:
-        if self._timer is not None and self._timer.when() == time_s:
-            return
-        self._disarm()
-        if time_s != _INFINITY:
             assert self._loop is not None
-            self._timer = self._loop.call_at(time_s, self._on_timer, time_s)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _on_timer(self, time_s: float) -> None:
-        self._timer = None
-        self._latest_s = max(self._latest_s, time_s)
-        self._wake()
+            self._decision = self._loop.call_soon(self._decide)
 
     def _decide(self) -> None:
         """Expire, dispatch as long as the strategy says so, then sleep until the next reason."""
@@ -208,90 +296,66 @@ class DynamicBatcher(Generic[T, R]):
         try:
             next_s = self._act()
         except Exception as error:  # noqa: BLE001 - a faulty strategy must reach the callers, not the loop's log
-            self._broken = error
-            self._fail_waiting(error)
+            self._break(error)
             next_s = _INFINITY
-        self._arm(next_s)
-        if self._stopping and not self._queue and self._num_idle == len(self._workers):
+        self._alarm.set(next_s)
+        if self._stopping and not self._line and not self._workers.num_busy:
+            self._alarm.clear()
             self._finished.set()
 
     def _act(self) -> float:
-        now_s = self._now()
-        for ticket in self._queue.take_expired(now_s):
-            pending = self._pending.pop(ticket)
-            self._end(pending, "timed_out", DeadlinePassed("the deadline passed in the queue"))
-        wait_s = _INFINITY
-        while self._queue and self._num_idle:
-            view = QueueView(self._queue, now_s, tuple(self._workers), self._stopping)
+        now_s, line = self.now_s(), self._line
+        self._tally.queued(len(line))
+        if line.items.earliest_deadline_s <= now_s:
+            late = DeadlinePassed("the deadline passed in the queue")
+            self._tally.end(line.take_expired(now_s), RequestState.TIMED_OUT, late)
+        wait_s, asked = _INFINITY, False
+        while line.requests and self._workers.num_open and not self._paused:
+            asked = True
+            view = QueueView(
+                line.items, now_s, self._workers.views(), self._stopping, self._composition
+            )
             decision = self._strategy.decide(view)
-            broken = broken_law(decision, view, self._strategy.max_batch_size)
+            broken = broken_law(decision, view, self._strategy)
             if broken is not None:
                 raise RuntimeError(f"{self._strategy!r} broke a law of batching: {broken}")
             if isinstance(decision, WaitUntil):
                 wait_s = decision.time_s
                 break
-            self._dispatch(decision, now_s)
-        return min(wait_s, self._queue.earliest_deadline_s)
+            if isinstance(decision, Shed):
+                self._shed(line.take(decision.indices), decision.reason)
+            else:
+                self._dispatch(decision, now_s)
+        if asked and self._sheds_overdue and line.items.earliest_bound_s <= now_s:
+            self._shed(line.take_overdue(now_s), "max_wait")
+        self._let_in()
+        return min(wait_s, line.items.earliest_deadline_s)
 
     def _dispatch(self, decision: Dispatch, now_s: float) -> None:
-        assert self._loop is not None
-        batch = [self._pending.pop(ticket) for ticket in self._queue.take(decision.indices)]
-        self._workers[decision.worker] = WorkerView(busy_since_s=now_s)
-        self._num_idle -= 1
-        batch_id = self._tally.dispatched(len(batch), decision.reason)
-        task = self._loop.create_task(self._serve(batch, batch_id, decision, now_s))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        requests = self._line.take(decision.indices)
+        for request in requests:
+            request.state = _PROCESSING
+        counted = self._tally.dispatched(requests, decision, now_s)
+        self._serving.begin(Batch(requests, decision, now_s, *counted))
 
-    async def _serve(
-        self, batch: list[_Pending[T, R]], batch_id: int, decision: Dispatch, dispatched_s: float
-    ) -> None:
-        """Run one batch on its worker and hand out what came of it, an error included."""
-        size, worker = len(batch), decision.worker
-        failure: Exception | None = None
-        results: Sequence[R] = ()
-        try:
-            results = await self._process_batch([item.content for item in batch], worker)
-            if len(results) != size:
-                failure = RuntimeError(
-                    f"process_batch returned {len(results)} results for {size} items"
-                )
-        except Exception as error:  # noqa: BLE001 - it belongs to the batch's callers
-            failure = error
-        except BaseException:
-            failure = RequestFailed("the batch was cancelled")
-            raise
-        finally:
-            done_s = self._now()
-            self._workers[worker] = _IDLE
-            self._num_idle += 1
-            self._tally.served(size, worker, done_s - dispatched_s)
-            if failure is not None:
-                for item in batch:
-                    self._end(item, "failed", failure)
-            else:
-                for item, value in zip(batch, results, strict=True):
-                    if not item.future.done():
-                        self._tally.ended["answered"] += 1
-                        item.future.set_result(
-                            Answered(
-                                value,
-                                batch_id,
-                                size,
-                                decision.reason,
-                                item.enqueued_s,
-                                dispatched_s,
-                                done_s,
-                            )
-                        )
-            if self._queue or self._stopping:
-                self._wake()
+    def _shed(self, requests: Sequence[QueuedRequest[T, R]], reason: str) -> None:
+        self._tally.shed_reasons[reason] += len(requests)
+        error = RequestShed(f"given up in the queue: {reason}")
+        self._tally.end(requests, RequestState.REJECTED, error)
 
-    def _end(self, pending: _Pending[T, R], how: str, error: Exception) -> None:
-        if not pending.future.done():
-            self._tally.ended[how] += 1
-            pending.future.set_exception(error)
+    def _expire_outside(self, request: QueuedRequest[T, R]) -> None:
+        self._alarm.reached(request.item.deadline_s)
+        self._outside.remove(request)
+        late = DeadlinePassed("the deadline passed before the queue had room")
+        self._tally.end([request], RequestState.TIMED_OUT, late)
 
-    def _fail_waiting(self, error: Exception) -> None:
-        for ticket in self._queue.take_all():
-            self._end(self._pending.pop(ticket), "failed", error)
+    def _on_room(self) -> None:
+        """Items have left a worker."""
+        if self._line or self._stopping:
+            self._wake()
+
+    def _break(self, error: Exception) -> None:
+        """The strategy is faulty: nobody can be served any more."""
+        self._refusal = error
+        self._tally.end(self._outside.take_all(), RequestState.FAILED, error)
+        self._tally.end(self._line.take_all(), RequestState.FAILED, error)

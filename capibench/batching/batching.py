@@ -1,17 +1,20 @@
-"""What `batching=...` chooses: how batches form, and how many requests may wait for one."""
+"""What `batching=...` chooses: when batches leave, who leaves together, who may wait."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from capibench.batching.strategy import BatchStrategy
+from capibench.batching.composition import Composition
+from capibench.batching.strategy import Strategy
 
 
 @dataclass
 class Batching:
-    """A strategy and the bound of its queue; the runner makes a `DynamicBatcher` of both."""
+    """What the runner makes a `Batcher` of: the strategy decides when a batch leaves, the
+    composition which items are in it; `max_queue_size` bounds how many wait."""
 
-    strategy: BatchStrategy
+    strategy: Strategy
+    composition: Composition
     max_queue_size: int
 
     def __post_init__(self) -> None:

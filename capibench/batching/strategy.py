@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from capibench.batching.composition import AS_THEY_CAME, Composition
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingItem:
-    """One queued request, as far as a decision needs it. Times are absolute loop seconds."""
+class WaitingItem(NamedTuple):
+    """One queued request, as far as a decision needs it. Times are absolute loop seconds.
+
+    A tuple, because one is made for every request and a frozen dataclass takes three times as long.
+    """
 
     priority: int
     num_tokens: int  # prompt tokens (or any other size); 0 where the size is unknown
@@ -38,12 +42,17 @@ class WaitingItems(Protocol):
     def earliest_bound_s(self) -> float:
         """When the first item has waited its own `max_wait_s` (infinity: none has a bound)."""
 
+    @property
+    def earliest_deadline_s(self) -> float:
+        """The first deadline of a waiting item (infinity: none has one)."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """One worker: idle when `busy_since_s` is None."""
+    """One worker: idle when `num_running` is 0."""
 
-    busy_since_s: float | None
+    num_running: int  # items dispatched to it that are not done
+    busy_since_s: float | None  # since when it has not been idle; None: it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +61,23 @@ class QueueView:
 
     items: WaitingItems
     now_s: float
-    workers: Sequence[WorkerView]  # at least one is idle
+    workers: Sequence[WorkerView]  # at least one has room
     draining: bool  # nothing more will arrive: waiting for company is pointless
+    composition: Composition = AS_THEY_CAME
+
+    def batch(self, limit: int) -> Sequence[int]:
+        """Indices of the next batch of at most `limit` items, the head of the line among them, in
+        order of priority, then arrival."""
+        line = self.items.first(self.composition.reach(limit))
+        return self.composition.choose(self.items, line, limit)
+
+    def is_full(self, batch: Sequence[int], limit: int) -> bool:
+        """Whether no further item would fit into `batch`, which `batch(limit)` returned."""
+        return len(batch) == limit or len(batch) < len(self.items)
 
     def idle_worker(self) -> int:
         """Index of the first idle worker."""
-        return next(i for i, worker in enumerate(self.workers) if worker.busy_since_s is None)
+        return next(i for i, worker in enumerate(self.workers) if worker.num_running == 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +96,44 @@ class WaitUntil:
     time_s: float  # infinity only when not draining
 
 
-class BatchStrategy(Protocol):
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """Give up the items at `indices`: they end at once as rejected, for this `reason`."""
+
+    indices: Sequence[int]
+    reason: str  # "deadline_unreachable", ...
+
+
+class Strategy(Protocol):
     """Laws, tested for every strategy: valid unique indices; at its own `WaitUntil` time it
     dispatches or names a strictly later one; draining empties the queue; FIFO within a class."""
 
     @property
     def max_batch_size(self) -> int:
-        """Upper bound of a batch."""
+        """Upper bound of a batch; where batches can be joined, of the items that run at once."""
 
-    def decide(self, view: QueueView) -> Dispatch | WaitUntil:
-        """Called when at least one item waits and at least one worker is idle."""
+    @property
+    def joins_running(self) -> bool:
+        """Whether it adds items to a worker that runs others (iteration-level batching); then a
+        worker has room until `max_batch_size` items run on it. Otherwise it must be idle."""
+
+    def decide(self, view: QueueView) -> Dispatch | WaitUntil | Shed:
+        """Called when at least one item waits and at least one worker has room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A batch that ran without an error: what it was, where, and how long the worker took for it.
+    The time in the queue is no part of it."""
+
+    worker: int
+    num_tokens: Sequence[int]  # of its items, as in `WaitingItem`
+    service_s: float
+
+
+@runtime_checkable
+class LearnsService(Protocol):
+    """A strategy that wants to be told how long batches took."""
+
+    def observe(self, served: Served) -> None:
+        """Called once per batch that ended well, before the next decision."""

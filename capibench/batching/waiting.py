@@ -1,20 +1,24 @@
 """The queue of one batcher, kept so that no decision has to look at every waiting item.
 
 Pure bookkeeping, no clock and no event loop. Costs with n waiting items, k of them leaving: adding
-is O(1), taking is k bisections plus moving pointers, the front of the line is O(k log n), and the
-earliest deadline and bound are amortised O(log n).
+is O(1) for items of like patience (else the O(log n) of a heap), taking is a sort of k plus moving
+pointers, the front of the line is O(k log n), the earliest deadline and bound are amortised
+O(log n). What is ordered by anything but arrival may name tickets that have left: they are dropped
+when they come to the front, or when they are more than those that wait.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from capibench.batching.strategy import WaitingItem
 
 _INFINITY = float("inf")
+_NEVER = (_INFINITY, -1)
+_FEW = 64  # times that are not worth looking through
 
 
 class WaitingQueue:
@@ -23,11 +27,12 @@ class WaitingQueue:
     def __init__(self, items: Iterable[WaitingItem] = ()) -> None:
         self._items: list[WaitingItem] = []  # arrival order
         self._tickets: list[int] = []  # same order, ascending
-        self._classes: dict[int, list[int]] = {}  # priority → tickets, ascending
-        self._by_ticket: dict[int, WaitingItem] = {}
+        self._classes: dict[int, deque[int]] = {}  # priority → tickets, ascending, some gone
+        self._num_in_classes = 0  # those that are gone included
+        self._waiting: set[int] = set()  # the same tickets
         self._next_ticket = 0
-        self._bounds: list[tuple[float, int]] = []  # heaps that may name tickets already gone
-        self._deadlines: list[tuple[float, int]] = []
+        self._bounds = _Times(self._waiting)
+        self._deadlines = _Times(self._waiting)
         for item in items:
             self.add(item)
 
@@ -41,112 +46,160 @@ class WaitingQueue:
         return iter(self._items)
 
     def __contains__(self, ticket: int) -> bool:
-        return ticket in self._by_ticket
+        return ticket in self._waiting
 
     def first(self, count: int) -> Sequence[int]:
         """Indices of at most `count` items: by priority, then by arrival."""
         if len(self._classes) == 1:
             return range(min(count, len(self._items)))
+        tickets, waiting = self._tickets, self._waiting
         indices: list[int] = []
         for priority in sorted(self._classes):
             line = self._classes[priority]
-            chosen = islice(line, count - len(indices))
-            indices.extend(bisect_left(self._tickets, ticket) for ticket in chosen)
-            if len(indices) == count:
-                break
+            while line and line[0] not in waiting:
+                line.popleft()
+                self._num_in_classes -= 1
+            if not line:
+                del self._classes[priority]
+            at = 0
+            for ticket in line:
+                if ticket in waiting:
+                    at = bisect_left(tickets, ticket, at)
+                    indices.append(at)
+                    if len(indices) == count:
+                        return indices
         return indices
 
     @property
     def earliest_bound_s(self) -> float:
         """When the first item has waited its own `max_wait_s`."""
-        return self._earliest(self._bounds)
+        return self._bounds.earliest()[0]
 
     @property
     def earliest_deadline_s(self) -> float:
         """The first deadline of a waiting item."""
-        return self._earliest(self._deadlines)
+        return self._deadlines.earliest()[0]
 
     def add(self, item: WaitingItem) -> int:
         """Append `item`, which did not arrive before any that waits, and return its ticket."""
         ticket = self._next_ticket
-        self._next_ticket += 1
+        self._next_ticket = ticket + 1
         self._items.append(item)
         self._tickets.append(ticket)
-        self._by_ticket[ticket] = item
-        line = self._classes.get(item.priority)
+        self._waiting.add(ticket)
+        priority, _, enqueued_s, max_wait_s, deadline_s = item
+        line = self._classes.get(priority)
         if line is None:
-            self._classes[item.priority] = [ticket]
-        else:
-            line.append(ticket)
-        if item.max_wait_s != _INFINITY:
-            self._push(self._bounds, (item.enqueued_s + item.max_wait_s, ticket))
-        if item.deadline_s != _INFINITY:
-            self._push(self._deadlines, (item.deadline_s, ticket))
+            line = self._classes[priority] = deque()
+        line.append(ticket)
+        self._num_in_classes += 1
+        if max_wait_s != _INFINITY:
+            self._bounds.add(enqueued_s + max_wait_s, ticket)
+        if deadline_s != _INFINITY:
+            self._deadlines.add(deadline_s, ticket)
         return ticket
 
     def remove(self, ticket: int) -> None:
         """Take one item out of the line."""
-        self._forget([ticket])
+        self._take([bisect_left(self._tickets, ticket)], [ticket])
 
     def take(self, indices: Sequence[int]) -> list[int]:
         """Take the items at `indices` out and return their tickets in that order."""
         tickets = [self._tickets[index] for index in indices]
-        self._forget(tickets)
+        self._take(sorted(indices), tickets)
         return tickets
 
     def take_expired(self, now_s: float) -> list[int]:
         """Take out every item whose deadline is not after `now_s`; return their tickets."""
-        expired = []
-        while self.earliest_deadline_s <= now_s:
-            expired.append(heapq.heappop(self._deadlines)[1])
-            self._forget(expired[-1:])
-        return expired
+        return self._take_due(self._deadlines, now_s)
+
+    def take_overdue(self, now_s: float) -> list[int]:
+        """Take out every item whose own bound is not after `now_s`; return their tickets."""
+        return self._take_due(self._bounds, now_s)
 
     def take_all(self) -> list[int]:
         """Empty the line and return the tickets in arrival order."""
         return self.take(range(len(self._items)))
 
-    def _forget(self, tickets: list[int]) -> None:
+    def _take_due(self, times: _Times, now_s: float) -> list[int]:
+        due = []
+        while (first := times.earliest())[0] <= now_s:
+            due.append(first[1])
+            self.remove(first[1])
+        return due
+
+    def _take(self, ascending: Sequence[int], tickets: Sequence[int]) -> None:
+        """Take out the items at the `ascending` positions, which have these tickets."""
         if not tickets:
             return
-        by_class: dict[int, list[int]] = {}
-        for ticket in tickets:
-            by_class.setdefault(self._by_ticket.pop(ticket).priority, []).append(ticket)
-        for priority, leaving in by_class.items():
-            line = self._classes[priority]
-            _delete(line, sorted(leaving))
-            if not line:
+        self._waiting.difference_update(tickets)
+        _delete_positions(self._tickets, ascending)
+        _delete_positions(self._items, ascending)
+        most = 2 * len(self._items) + _FEW
+        if self._num_in_classes > most:
+            self._drop_gone()
+        self._bounds.shrink_to(most)
+        self._deadlines.shrink_to(most)
+
+    def _drop_gone(self) -> None:
+        waiting = self._waiting
+        for priority, line in list(self._classes.items()):
+            kept = deque(ticket for ticket in line if ticket in waiting)
+            if kept:
+                self._classes[priority] = kept
+            else:
                 del self._classes[priority]
-        ascending = sorted(tickets)
-        positions = _delete(self._tickets, ascending)
-        _delete_positions(self._items, positions)
+        self._num_in_classes = len(self._items)
 
-    def _earliest(self, heap: list[tuple[float, int]]) -> float:
-        while heap and heap[0][1] not in self._by_ticket:
+
+class _Times:
+    """The earliest of many times, each belonging to a ticket.
+
+    Most arrive in ascending order, because requests of one kind have the same patience: these are
+    a plain line, and only the others need a heap.
+    """
+
+    def __init__(self, waiting: Container[int]) -> None:
+        self._waiting = waiting
+        self._line: deque[tuple[float, int]] = deque()
+        self._last_s = -_INFINITY  # of the line
+        self._heap: list[tuple[float, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._line) + len(self._heap)
+
+    def add(self, time_s: float, ticket: int) -> None:
+        """Note that `ticket` has this time."""
+        if time_s >= self._last_s:
+            self._last_s = time_s
+            self._line.append((time_s, ticket))
+        else:
+            heapq.heappush(self._heap, (time_s, ticket))
+
+    def earliest(self) -> tuple[float, int]:
+        """The first time and its ticket; infinity and -1: there is none."""
+        line, heap, waiting = self._line, self._heap, self._waiting
+        while line and line[0][1] not in waiting:
+            line.popleft()
+        while heap and heap[0][1] not in waiting:
             heapq.heappop(heap)
-        return heap[0][0] if heap else _INFINITY
+        if line:
+            return min(line[0], heap[0]) if heap else line[0]
+        self._last_s = -_INFINITY
+        return heap[0] if heap else _NEVER
 
-    def _push(self, heap: list[tuple[float, int]], entry: tuple[float, int]) -> None:
-        heapq.heappush(heap, entry)
-        if len(heap) > 2 * len(self._by_ticket) + 64:  # mostly tickets that are gone
-            heap[:] = [known for known in heap if known[1] in self._by_ticket]
-            heapq.heapify(heap)
-
-
-def _delete(ascending: list[int], values: list[int]) -> list[int]:
-    """Delete the ascending `values` from a sorted list; return the positions they had."""
-    count = len(values)
-    if ascending[count - 1] == values[-1]:  # exactly the front: one move
-        del ascending[:count]
-        return list(range(count))
-    positions = [bisect_left(ascending, value) for value in values]
-    _delete_positions(ascending, positions)
-    return positions
+    def shrink_to(self, most: int) -> None:
+        """Drop what is gone if more than `most` are kept."""
+        if len(self._line) + len(self._heap) > most:
+            self._line = deque(entry for entry in self._line if entry[1] in self._waiting)
+            self._last_s = self._line[-1][0] if self._line else -_INFINITY
+            self._heap = [entry for entry in self._heap if entry[1] in self._waiting]
+            heapq.heapify(self._heap)
 
 
-def _delete_positions(items: list[int] | list[WaitingItem], positions: list[int]) -> None:
-    if positions[-1] == len(positions) - 1:
-        del items[: len(positions)]
+def _delete_positions(items: list[int] | list[WaitingItem], ascending: Sequence[int]) -> None:
+    if ascending[-1] == len(ascending) - 1:  # exactly the front: one move
+        del items[: len(ascending)]
         return
-    for position in reversed(positions):
+    for position in reversed(ascending):
         del items[position]

@@ -11,16 +11,17 @@ from choice_files import choices
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capibench.batching.batcher import Answered, DynamicBatcher
+from capibench.batching.batcher import Batcher
+from capibench.batching.request import Answered
 from capibench.batching.strategies.fixed_size import FixedSize
 from capibench.batching.strategies.greedy import Greedy
 from capibench.batching.strategies.time_based import TimeBased
-from capibench.batching.strategy import BatchStrategy, Dispatch, QueueView, WaitUntil
+from capibench.batching.strategy import Dispatch, QueueView, Strategy, WaitUntil
 from capibench.clock import run_virtual
-from capibench.errors import DeadlinePassed, QueueFull, RequestFailed
+from capibench.errors import DeadlinePassed, QueueFull, RequestFailed, RequestShed
 
 INFINITY = float("inf")
-Batcher = DynamicBatcher[Any, Any]
+AnyBatcher = Batcher[Any, Any]
 
 
 def now() -> float:
@@ -33,10 +34,14 @@ async def service(contents: Sequence[Any], worker: int) -> list[Any]:
     return [f"answer to {content}" for content in contents]
 
 
-def batcher(strategy: BatchStrategy, workers: int = 1, queue: int = 1000) -> Batcher:
-    made: Batcher = DynamicBatcher(service, strategy, workers, max_queue_size=queue)
+def batcher(strategy: Strategy, workers: int = 1, queue: int = 1000) -> AnyBatcher:
+    made: AnyBatcher = Batcher(service, strategy, workers, max_queue_size=queue)
     made.start()
     return made
+
+
+def fixed_size(max_batch_size: int, wait_ms: float) -> FixedSize:
+    return FixedSize(max_batch_size, 1, full_wait_ms=wait_ms, max_wait_ms=wait_ms)
 
 
 async def at(time_s: float, work: Coroutine[Any, Any, Any]) -> Any:
@@ -53,7 +58,7 @@ def ms(answered: Answered[Any]) -> tuple[int, str, float, float]:
     )
 
 
-async def schedule(strategy: BatchStrategy, times_ms: list[float], workers: int = 1) -> list[Any]:
+async def schedule(strategy: Strategy, times_ms: list[float], workers: int = 1) -> list[Any]:
     made = batcher(strategy, workers)
     answers = await asyncio.gather(
         *(at(time_ms / 1000, made.submit(i)) for i, time_ms in enumerate(times_ms))
@@ -80,7 +85,7 @@ def test_exact_schedule_greedy() -> None:
 
 
 def test_exact_schedule_fixed_size() -> None:
-    assert run_virtual(schedule(FixedSize(3, 20.0), SIX_MS)) == [
+    assert run_virtual(schedule(fixed_size(3, 20.0), SIX_MS)) == [
         (0, "full", 2, 18),
         (0, "full", 2, 18),
         (0, "full", 2, 18),
@@ -159,7 +164,11 @@ def test_every_request_ends_exactly_once(
     workers: int,
 ) -> None:
     async def main() -> None:
-        made = batcher(choice("batching", name).strategy, workers)
+        built = choice("batching", name)
+        made: AnyBatcher = Batcher(
+            service, built.strategy, workers, 1000, composition=built.composition
+        )
+        made.start()
         ends: list[str] = []
 
         async def one(number: int, gap: tuple[float, int, float, float, bool]) -> None:
@@ -173,6 +182,8 @@ def test_every_request_ends_exactly_once(
             except DeadlinePassed:
                 assert now() == pytest.approx(deadline_s, abs=2e-9)
                 ends.append("timed_out")
+            except RequestShed:
+                ends.append("rejected")
             except TimeoutError:
                 ends.append("cancelled")
 
@@ -185,6 +196,7 @@ def test_every_request_ends_exactly_once(
         assert len(ends) == len(gaps)
         assert stats.num_answered == ends.count("answered")
         assert stats.num_timed_out == ends.count("timed_out")
+        assert stats.num_rejected == ends.count("rejected")
         assert stats.num_cancelled == ends.count("cancelled")
         assert (stats.num_waiting, stats.num_running, stats.num_failed) == (0, 0, 0)
         assert sum(stats.reasons.values()) == stats.num_batches
@@ -232,7 +244,7 @@ def test_a_deadline_ends_the_wait_at_that_very_time_even_behind_busy_workers() -
 
 def test_an_earlier_deadline_than_the_one_waited_for_is_kept_too() -> None:
     async def main() -> list[float]:
-        made = batcher(FixedSize(4, 1000.0))
+        made = batcher(fixed_size(4, 1000.0))
         ended: list[float] = []
 
         async def one(deadline_s: float) -> None:
@@ -249,7 +261,7 @@ def test_an_earlier_deadline_than_the_one_waited_for_is_kept_too() -> None:
 
 def test_a_cancelled_request_leaves_the_queue_and_hurts_no_neighbour() -> None:
     async def main() -> None:
-        made = batcher(FixedSize(3, 20.0))
+        made = batcher(fixed_size(3, 20.0))
         tasks = [asyncio.create_task(made.submit(number)) for number in range(2)]
         await asyncio.sleep(0.001)
         tasks[0].cancel()
@@ -269,35 +281,13 @@ def test_a_cancelled_request_leaves_the_queue_and_hurts_no_neighbour() -> None:
     run_virtual(main())
 
 
-def test_an_error_reaches_each_caller_of_that_batch_and_nobody_else() -> None:
-    async def picky(contents: Sequence[str], worker: int) -> list[str]:
-        await asyncio.sleep(0.01)
-        if "poison" in contents:
-            raise ValueError("cannot digest")
-        return list(contents)
-
-    async def main() -> None:
-        made: DynamicBatcher[str, str] = DynamicBatcher(picky, Greedy(2), 1, 10)
-        made.start()
-        answers = await asyncio.gather(
-            *(made.submit(word) for word in ("a", "poison", "b", "c")), return_exceptions=True
-        )
-        assert [str(answered) for answered in answers[:2]] == ["cannot digest"] * 2
-        assert [getattr(answered, "value", None) for answered in answers[2:]] == ["b", "c"]
-        stats = made.stats()
-        assert (stats.num_failed, stats.num_answered, stats.mean_batch_size) == (2, 2, 2)
-        await made.stop()
-
-    run_virtual(main())
-
-
 @pytest.mark.parametrize("wrong", [[], ["one"], ["one", "two", "three"]])
 def test_a_wrong_number_of_results_is_an_error_not_a_hang(wrong: list[str]) -> None:
     async def main() -> None:
         async def short(contents: Sequence[str], worker: int) -> list[str]:
             return wrong
 
-        made: DynamicBatcher[str, str] = DynamicBatcher(short, Greedy(2), 1, 10)
+        made: Batcher[str, str] = Batcher(short, Greedy(2), 1, 10)
         made.start()
         answers = await asyncio.gather(made.submit("a"), made.submit("b"), return_exceptions=True)
         for answered in answers:
@@ -309,7 +299,7 @@ def test_a_wrong_number_of_results_is_an_error_not_a_hang(wrong: list[str]) -> N
 
 def test_stop_serves_what_waits() -> None:
     async def main() -> list[tuple[int, str, float, float]]:
-        made = batcher(FixedSize(4, 1000.0))
+        made = batcher(fixed_size(4, 1000.0))
         tasks = [asyncio.create_task(made.submit(number)) for number in range(6)]
         await asyncio.sleep(0.001)
         await made.stop(drain=True)
@@ -352,10 +342,10 @@ def test_stop_returns_when_the_last_waiting_caller_gives_up() -> None:
 
 def test_submit_before_start_and_starting_twice_are_errors() -> None:
     async def main() -> None:
-        made: Batcher = DynamicBatcher(service, Greedy(1), 1, max_queue_size=1)
-        with pytest.raises(RuntimeError, match=r"submit\(\) was called before start\(\)"):
+        made: AnyBatcher = Batcher(service, Greedy(1), 1, max_queue_size=1)
+        with pytest.raises(RuntimeError, match="used before start"):
             await made.submit("x")
-        with pytest.raises(RuntimeError, match=r"stop\(\) was called before start\(\)"):
+        with pytest.raises(RuntimeError, match="stopped before start"):
             await made.stop()
         made.start()
         with pytest.raises(RuntimeError, match="twice"):
@@ -385,7 +375,7 @@ def test_a_cancelled_batch_fails_its_callers() -> None:
         async def cancelled(contents: Sequence[str], worker: int) -> list[str]:
             raise asyncio.CancelledError
 
-        made: DynamicBatcher[str, str] = DynamicBatcher(cancelled, Greedy(2), 1, 10)
+        made: Batcher[str, str] = Batcher(cancelled, Greedy(2), 1, 10)
         assert made.stats().mean_batch_size is None
         made.start()
         with pytest.raises(RequestFailed, match="the batch was cancelled"):
@@ -402,7 +392,7 @@ def test_who_is_cancelled_in_the_instant_of_the_answer_is_counted_once() -> None
             asyncio.get_running_loop().call_soon(task.cancel)  # runs after the answer was set
             return list(contents)
 
-        made: DynamicBatcher[str, str] = DynamicBatcher(cancels_its_caller, Greedy(1), 1, 10)
+        made: Batcher[str, str] = Batcher(cancels_its_caller, Greedy(1), 1, 10)
         made.start()
         task = asyncio.create_task(made.submit("x"))
         await asyncio.wait([task])
@@ -418,6 +408,7 @@ class Lazy:
     """Waits a minute at a time, for ever."""
 
     max_batch_size = 1
+    joins_running = False
 
     def decide(self, view: QueueView) -> Dispatch | WaitUntil:
         return WaitUntil(view.now_s + 60.0)
@@ -427,6 +418,7 @@ class Lawless:
     """Sends an item that does not exist."""
 
     max_batch_size = 1
+    joins_running = False
 
     def decide(self, view: QueueView) -> Dispatch | WaitUntil:
         return Dispatch([5], 0, "lawless")
@@ -446,4 +438,4 @@ def test_a_strategy_that_breaks_a_law_fails_its_callers_with_the_reason() -> Non
 @pytest.mark.parametrize(("workers", "queue"), [(0, 1), (1, 0)])
 def test_senseless_sizes_are_refused(workers: int, queue: int) -> None:
     with pytest.raises(ValueError, match="got 0; expected at least 1"):
-        DynamicBatcher(service, Greedy(1), workers, max_queue_size=queue)
+        Batcher(service, Greedy(1), workers, max_queue_size=queue)

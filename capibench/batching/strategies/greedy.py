@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from capibench.batching.strategy import Dispatch, QueueView, WaitUntil
+from capibench.batching.strategy import Dispatch, QueueView
 
 
 @dataclass
@@ -17,10 +18,13 @@ class Greedy:
 
     max_batch_size: int
 
+    joins_running: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         if self.max_batch_size < 1:
             raise ValueError(f"max_batch_size: got {self.max_batch_size}; expected at least 1")
 
-    def decide(self, view: QueueView) -> Dispatch | WaitUntil:
-        reason = "full" if len(view.items) >= self.max_batch_size else "idle_worker"
-        return Dispatch(view.items.first(self.max_batch_size), view.idle_worker(), reason)
+    def decide(self, view: QueueView) -> Dispatch:
+        batch = view.batch(self.max_batch_size)
+        reason = "full" if view.is_full(batch, self.max_batch_size) else "idle_worker"
+        return Dispatch(batch, view.idle_worker(), reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from capibench.batching.strategy import Dispatch, QueueView, WaitUntil
 
@@ -22,6 +23,8 @@ class TimeBased:
     max_batch_size: int
     window_ms: float
     _closes_s: float = field(init=False, repr=False, default=float("-inf"))
+
+    joins_running: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1:
@@ -43,4 +46,4 @@ class TimeBased:
             self._closes_s = view.now_s
         else:
             return WaitUntil(min(self._closes_s, bound_s))
-        return Dispatch(view.items.first(self.max_batch_size), view.idle_worker(), reason)
+        return Dispatch(view.batch(self.max_batch_size), view.idle_worker(), reason)
