@@ -19,6 +19,7 @@ commands:
   run [CHOICES]          one run:     capibench run cache=ttl index=ivf load.rate_per_s=4
   run -m [CHOICES]       all of them: capibench run -m cache=none,lru 'index=glob(*)'
   study NAME [CHOICES]   a prepared comparison (conf/study/NAME.yaml): capibench study demo
+  replay-cache SOURCE    what every cache policy would hit on a trace or in a finished run
   report STUDY_DIR       write the HTML report of a study folder again
   ui                     open MLflow's pages on the recorded runs
   doctor                 what is installed here, which kernels and threads, what is missing
@@ -37,6 +38,7 @@ def main() -> None:
     commands = {
         "run": _run,
         "study": _study,
+        "replay-cache": _replay_cache,
         "report": _report,
         "ui": _ui,
         "doctor": _doctor,
@@ -231,6 +233,18 @@ def _report(arguments: list[str]) -> None:
         _fail(str(error))
 
 
+def _replay_cache(arguments: list[str]) -> None:
+    from capibench.cache.replay.command import main as replay_cache
+    from capibench.errors import CapiBenchError
+
+    try:
+        replay_cache(arguments)
+    except CapiBenchError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def _ui(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="capibench ui", description="Serve MLflow's pages.")
     parser.add_argument("--uri", help="tracking store (default: the local file)")
@@ -260,7 +274,7 @@ def _complete(arguments: list[str]) -> None:
     line = os.environ.get("COMP_LINE", "")
     words = line.split(" ")
     if len(words) <= 2 and line:
-        print(" ".join(("run", "study", "report", "ui", "doctor")))
+        print(" ".join(("run", "study", "replay-cache", "report", "ui", "doctor")))
         return
     if line:
         os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])

@@ -95,6 +95,30 @@ def build(node: Mapping[str, Any], key: str, plugins: Sequence[str] = ()) -> Any
         raise ConfigError("", f"{key}.{error}") from error
 
 
+def node_of(component: Any) -> dict[str, Any]:
+    """The inverse of `build`: the plain values, fit for JSON, from which another process builds
+    an equal component. Nested components become nodes, members of an enumeration their names."""
+    target = f"{type(component).__module__}.{type(component).__qualname__}"
+    values = {
+        field.name: _plain(getattr(component, field.name))
+        for field in dataclasses.fields(component)
+        if field.init
+    }
+    return {"_target_": target, **values}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return node_of(value)
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
 def _resolve(target: str, key: str, plugins: Sequence[str]) -> Any:
     allowed = (OWN_PREFIX, *(prefix.rstrip(".") + "." for prefix in plugins))
     if not target.startswith(allowed):

@@ -6,8 +6,13 @@
     ├── DataError (ValueError)          a file the user named is malformed
     ├── MissingExtra (ImportError)      an optional package is not installed
     ├── RequestFailed                   one request ended without an answer; the run goes on
-    │   ├── QueueFull                   refused on arrival: the bounded queue had no room
-    │   └── DeadlinePassed              its deadline passed before it could be served
+    │   ├── Rejected                    turned away: the load is more than can be served well
+    │   │   ├── QueueFull               refused on arrival: the bounded queue had no room
+    │   │   └── RequestShed             given up while it waited
+    │   ├── DeadlinePassed              its deadline passed before it could be served
+    │   ├── RequestCancelled            whoever sent it took it back
+    │   └── WorkerBroken                what served it is broken, and no request to blame
+    ├── UnknownRequest (KeyError)       nothing is kept under a request id
     └── RunFailed                       a run ended without a result
 
 Standard library only: the command line imports this before anything heavy.
@@ -51,12 +56,36 @@ class RequestFailed(CapiBenchError):
     """One request ended without an answer; its row records why."""
 
 
-class QueueFull(RequestFailed):
+class Rejected(RequestFailed):
+    """Turned away without being served, because the load is more than can be served well."""
+
+
+class QueueFull(Rejected):
     """Refused on arrival because the bounded queue had no room (back-pressure)."""
+
+
+class RequestShed(Rejected):
+    """Given up while it waited: it could not be served in time any more; the message says why."""
 
 
 class DeadlinePassed(RequestFailed):
     """The deadline passed while the request was still waiting; its slot was freed."""
+
+
+class RequestCancelled(RequestFailed):
+    """Whoever sent the request took it back; others who wait for its result are told so."""
+
+
+class WorkerBroken(RequestFailed):
+    """Raised by whatever serves batches to say that it is broken itself and no item is to blame:
+    the batch fails as a whole, because trying its items one by one would only cost time."""
+
+
+class UnknownRequest(CapiBenchError, KeyError):
+    """Nothing is kept under this request id; the message says what is kept and for how long."""
+
+    def __str__(self) -> str:  # KeyError would print the message's repr
+        return str(self.args[0])
 
 
 class RunFailed(CapiBenchError):

@@ -1,6 +1,7 @@
 """The one path of a request through the stack, readable top to bottom.
 
-query → result cache → embedding cache → embed → search → prompt → output cache → generate → store
+query → result cache → embedding cache → embed (→ semantic cache) → search → prompt → output cache →
+generate → store
 
 Every stage is timed on its own; whatever goes wrong becomes the row's status and error, so that
 one bad request never takes a run with it.
@@ -9,22 +10,29 @@ one bad request never takes a run with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from capibench.batching.batcher import Answered, DynamicBatcher
+from capibench.batching.batcher import Batcher
 from capibench.batching.strategies.greedy import Greedy
+from capibench.cache.flights import Flight, Flights, LeaderLeft
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.tiered import TieredCache
+from capibench.cache.semantic import SemanticCache
+from capibench.cache.tiered import Lookup, TieredCache
 from capibench.clock import Compute
 from capibench.embedder.embedder import Embedder, Vectors
 from capibench.engine.engine import Engine, Generation, GenerationRequest
-from capibench.errors import DeadlinePassed, QueueFull
-from capibench.index.index import VectorIndex
-from capibench.records import STAGES, Request, RequestRecord, RequestStatus
+from capibench.errors import DeadlinePassed, Rejected
+from capibench.index.index import Ids, TextIndex, VectorIndex
+from capibench.records import Request, RequestRecord, RequestStatus
+from capibench.request_row import RequestRow, result_columns
+
+_log = logging.getLogger(__name__)
 
 
 class Prompt(Protocol):
@@ -47,8 +55,10 @@ class Stack:
     index: VectorIndex
     prompt: Prompt
     engine: Engine
-    generation: DynamicBatcher[GenerationRequest, Generation]
+    generation: Batcher[GenerationRequest, Generation]
     cache: TieredCache | None
+    single_flight: bool  # a request that misses what another one is computing waits for that
+    semantic: SemanticCache | None
     identity: Mapping[str, str]  # part → fingerprint; every cache key contains those it depends on
 
 
@@ -60,12 +70,14 @@ class RagPipeline:
         self._now = asyncio.get_running_loop().time
         self.origin_s = self._now()  # rows count their times from here
         self._compute = {name: Compute(name) for name in ("embed", "search")}
-        self._embed: DynamicBatcher[str, Vectors] = DynamicBatcher(
+        self._embed: Batcher[str, Vectors] = Batcher(
             self._run_embedder, Greedy(stack.embedder.max_batch_size), 1, max_queue_size=100_000
         )
-        self._search: DynamicBatcher[Vectors, list[int]] = DynamicBatcher(
+        self._search: Batcher[tuple[Vectors, str], list[int]] = Batcher(
             self._run_index, Greedy(stack.index.max_batch_size), 1, max_queue_size=100_000
         )
+        self._flights = Flights()
+        self._renewals: set[asyncio.Task[None]] = set()  # of stale results, in the background
         identity = stack.identity
         retrieval = (identity["corpus"], identity["embedder"], identity["index"])
         generation = (identity["prompt"], identity["model"])
@@ -82,6 +94,8 @@ class RagPipeline:
 
     async def stop(self) -> None:
         """Drain what is queued, then free the worker threads."""
+        while self._renewals:
+            await asyncio.wait(self._renewals)
         for batcher in (self._embed, self._search, self._stack.generation):
             await batcher.stop(drain=True)
         for compute in self._compute.values():
@@ -89,12 +103,12 @@ class RagPipeline:
 
     async def answer(self, request: Request, intended_s: float, sent_s: float) -> RequestRecord:
         """One request, one row. `intended_s` and `sent_s` are absolute loop times."""
-        row = _Row(request, intended_s, sent_s, self._now, self.origin_s)
+        row = RequestRow(request, intended_s, sent_s, self._now, self.origin_s)
         deadline_s = float("inf") if request.deadline_s is None else intended_s + request.deadline_s
         try:
             await self._answer(request, deadline_s, row)
             row.values["status"] = RequestStatus.OK
-        except QueueFull as error:
+        except Rejected as error:
             row.fail(RequestStatus.REJECTED, error)
         except DeadlinePassed as error:
             row.fail(RequestStatus.TIMED_OUT, error)
@@ -102,25 +116,105 @@ class RagPipeline:
             row.fail(RequestStatus.FAILED, error)
         return row.finish()
 
-    async def _answer(self, request: Request, deadline_s: float, row: _Row) -> None:
+    async def _answer(self, request: Request, deadline_s: float, row: RequestRow) -> None:
+        """The result from the cache, or from a request that computes it already, or computed."""
+        key = self._key(CacheType.QUERY_RESULT, request.query, str(request.max_new_tokens))
+        while True:
+            found = self._lookup(CacheType.QUERY_RESULT, key, allow_stale=True)
+            row.values["result_cache"] = found.tier
+            row.passed("result_cache")
+            if found.is_hit:
+                if found.is_stale:
+                    self._renew(request, key)
+                row.values.update(served_by=f"result_{found.tier}", **result_columns(found.value))
+                return
+            if not self._stack.single_flight or found.tier == "off":
+                await self._answer_anew(request, key, found.tier, deadline_s, row)
+                return
+            flight, leads = self._join(key, request.query)
+            if leads:
+                await self._lead(flight, request, key, deadline_s, row)
+                return
+            row.values["result_cache"] = "joined"
+            try:
+                async with asyncio.timeout_at(None if deadline_s == math.inf else deadline_s):
+                    result = await asyncio.wrap_future(flight.future)
+            except LeaderLeft:
+                continue  # it failed by its own deadline, say: this one tries itself
+            except TimeoutError as error:
+                raise DeadlinePassed("while another request computed the same") from error
+            finally:
+                row.passed("result_cache")
+            row.values.update(served_by="result_joined", **result_columns(result))
+            return
+
+    async def _lead(
+        self, flight: Flight, request: Request, key: bytes, deadline_s: float, row: RequestRow
+    ) -> None:
+        """Compute for all who wait; they get a result or try themselves."""
+        try:
+            result = await self._answer_anew(request, key, "miss", deadline_s, row)
+        except BaseException:
+            self._flights.crash(key, flight, LeaderLeft())
+            raise
+        self._flights.land(key, flight, result)
+
+    def _join(self, key: bytes, query: str) -> tuple[Flight, bool]:
+        cache = self._stack.cache
+        assert cache is not None
+        return self._flights.join(
+            key,
+            cache.position(),
+            asyncio.current_task(),
+            lambda flight: cache.is_outdated(flight.since, key, query),
+        )
+
+    def _renew(self, request: Request, key: bytes) -> None:
+        """Compute a stale result anew, beside the requests, once at a time."""
+        if self._flights.is_under_way(key):
+            return
+        flight, leads = self._join(key, request.query)
+        assert leads
+        now_s = self._now()
+
+        async def renew() -> None:
+            row = RequestRow(request, now_s, now_s, self._now, self.origin_s)
+            try:
+                await self._lead(flight, request, key, float("inf"), row)
+            except Exception as error:  # noqa: BLE001 - nobody waits; the next one tries again
+                _log.warning("a stale result could not be computed anew: %s", error)
+
+        task = asyncio.get_running_loop().create_task(renew())
+        flight.task = task
+        self._renewals.add(task)
+        task.add_done_callback(self._renewals.discard)
+
+    async def _answer_anew(
+        self, request: Request, key: bytes, tier: str, deadline_s: float, row: RequestRow
+    ) -> Mapping[str, Any]:
+        """Everything after a miss. Returns the result, which is stored if its type is cached."""
         stack = self._stack
         budget = str(request.max_new_tokens)
         started_s = self._now()
-        result_key = self._key(CacheType.QUERY_RESULT, request.query, budget)
-        found, tier = self._lookup(CacheType.QUERY_RESULT, result_key)
-        row.values["result_cache"] = tier
-        row.passed("result_cache")
-        if tier in ("l1", "l2"):
-            row.values.update(served_by=f"result_{tier}", **_result_columns(found))
-            return
-
+        since = 0 if stack.cache is None else stack.cache.position()
         vector = await self._vector(request, deadline_s, row)
+        audited: Mapping[str, Any] | None = None
+        if stack.semantic is not None and tier == "miss":
+            near = self._near_result(stack.semantic, budget, vector)
+            row.passed("result_cache")
+            if near is not None:
+                if not stack.semantic.is_audited():
+                    row.values["result_cache"] = "semantic"
+                    row.values.update(served_by="result_semantic", **result_columns(near))
+                    return near
+                audited = near
         searched = await self._search.submit(
-            vector, priority=request.priority, num_tokens=0, deadline_s=deadline_s
+            (vector, request.query), priority=request.priority, num_tokens=0, deadline_s=deadline_s
         )
         row.passed_batched("search", searched)
         positions = searched.value
-        row.values["retrieved_ids"] = tuple(stack.passage_ids[position] for position in positions)
+        retrieved = tuple(stack.passage_ids[position] for position in positions)
+        row.values["retrieved_ids"] = retrieved
         prompt = stack.prompt.render(
             request.query, [stack.passage_texts[position] for position in positions]
         )
@@ -129,47 +223,76 @@ class RagPipeline:
 
         result = {
             "answer": stack.prompt.extract_answer(str(output["text"])),
-            "retrieved_ids": list(row.values["retrieved_ids"]),
+            "retrieved_ids": list(retrieved),
             "prompt_tokens": output["prompt_tokens"],
             "output_tokens": output["output_tokens"],
         }
-        row.values.update(_result_columns(result))
+        row.values.update(result_columns(result))
         if row.values["output_cache"] == "miss":
             output_key = self._key(CacheType.MODEL_OUTPUT, prompt, budget)
             self._put(CacheType.MODEL_OUTPUT, output_key, output, output_cost_s)
         if tier == "miss":
-            self._put(CacheType.QUERY_RESULT, result_key, result, self._now() - started_s)
+            cost_s = self._now() - started_s
+            # It carries the ids of its passages: who changes a passage can remove what rests on it.
+            self._put(
+                CacheType.QUERY_RESULT,
+                key,
+                result,
+                cost_s,
+                name=request.query,
+                tags=retrieved,
+                since=since,
+            )
+            if stack.semantic is not None:
+                stack.semantic.add(budget, key, vector)
+                if audited is not None:
+                    stack.semantic.audit(audited["answer"], result["answer"])
         row.passed("store")
+        return result
 
-    async def _vector(self, request: Request, deadline_s: float, row: _Row) -> Vectors:
+    def _near_result(
+        self, semantic: SemanticCache, budget: str, vector: Vectors
+    ) -> Mapping[str, Any] | None:
+        """The cached result of the nearest question, if it is near enough."""
+        key = semantic.find(budget, vector)
+        if key is None:
+            return None
+        found = self._lookup(CacheType.QUERY_RESULT, key)
+        if not found.is_hit:
+            semantic.forget(budget, key)
+            return None
+        near: Mapping[str, Any] = found.value
+        return near
+
+    async def _vector(self, request: Request, deadline_s: float, row: RequestRow) -> Vectors:
         """The query's unit vector, from the cache or computed."""
         key = self._key(CacheType.EMBEDDING, request.query)
-        found, tier = self._lookup(CacheType.EMBEDDING, key)
-        row.values["embedding_cache"] = tier
+        found = self._lookup(CacheType.EMBEDDING, key)
+        row.values["embedding_cache"] = found.tier
         row.passed("embedding_cache")
-        if tier in ("l1", "l2"):
-            return np.asarray(found, dtype=np.float32)
+        if found.is_hit:
+            return np.asarray(found.value, dtype=np.float32)
         embedded = await self._embed.submit(
             request.query, priority=request.priority, num_tokens=0, deadline_s=deadline_s
         )
         row.passed_batched("embed", embedded)
-        if tier == "miss":
+        if found.tier == "miss":
             cost_s = embedded.done_s - embedded.dispatched_s
-            self._put(CacheType.EMBEDDING, key, embedded.value, cost_s)
+            self._put(CacheType.EMBEDDING, key, embedded.value, cost_s, name=request.query)
         row.passed("store")
         return embedded.value
 
     async def _output(
-        self, request: Request, prompt: str, deadline_s: float, row: _Row
+        self, request: Request, prompt: str, deadline_s: float, row: RequestRow
     ) -> tuple[Mapping[str, Any], float]:
         """The model's output for `prompt` and the seconds it cost to generate."""
         key = self._key(CacheType.MODEL_OUTPUT, prompt, str(request.max_new_tokens))
-        found, tier = self._lookup(CacheType.MODEL_OUTPUT, key)
-        row.values["output_cache"] = tier
+        found = self._lookup(CacheType.MODEL_OUTPUT, key)
+        row.values["output_cache"] = found.tier
         row.passed("output_cache")
-        if tier in ("l1", "l2"):
-            row.values["served_by"] = f"output_{tier}"
-            return found, 0.0
+        if found.is_hit:
+            row.values["served_by"] = f"output_{found.tier}"
+            return found.value, 0.0
         num_tokens = self._stack.engine.count_tokens(prompt, request.max_new_tokens)
         row.passed("prompt")
         generated = await self._stack.generation.submit(
@@ -198,104 +321,42 @@ class RagPipeline:
         embedder = self._stack.embedder
         return list(await self._compute["embed"].call(embedder, embedder.encode, texts))
 
-    async def _run_index(self, vectors: Sequence[Vectors], worker: int) -> list[list[int]]:
-        index, k = self._stack.index, self._stack.prompt.top_k
-        ids, _ = await self._compute["search"].call(
-            index, lambda queries: index.search(queries, k), np.stack(vectors)
-        )
-        return [[int(position) for position in row if position >= 0] for row in ids]
+    async def _run_index(
+        self, asked: Sequence[tuple[Vectors, str]], worker: int
+    ) -> list[list[int]]:
+        index = self._stack.index
+        found = await self._compute["search"].call(index, self._find, asked)
+        return [[int(position) for position in row if position >= 0] for row in found]
+
+    def _find(self, asked: Sequence[tuple[Vectors, str]]) -> Ids:
+        """Positions [n, k] of the passages for each question, given as vector and as text."""
+        index = self._stack.index
+        k = min(self._stack.prompt.top_k, len(self._stack.passage_ids))
+        queries = np.stack([vector for vector, _ in asked])
+        if isinstance(index, TextIndex):
+            return index.search_texts(queries, [text for _, text in asked], k)[0]
+        return index.search(queries, k)[0]
 
     def _key(self, kind: CacheType, *parts: str) -> bytes:
         return cache_key(kind, *self._key_parts[kind], *parts)
 
-    def _lookup(self, kind: CacheType, key: bytes) -> tuple[Any, str]:
+    def _lookup(self, kind: CacheType, key: bytes, *, allow_stale: bool = False) -> Lookup:
         cache = self._stack.cache
         if cache is None:
-            return None, "off"
-        found = cache.lookup(kind, key, self._now())
-        return found.value, found.tier
+            return Lookup(None, "off")
+        return cache.lookup(kind, key, self._now(), allow_stale=allow_stale)
 
-    def _put(self, kind: CacheType, key: bytes, value: object, cost_s: float) -> None:
-        assert self._stack.cache is not None
-        self._stack.cache.put(kind, key, value, cost_s, self._now())
-
-
-class _Row:
-    """A request's row while it is being filled."""
-
-    def __init__(
+    def _put(
         self,
-        request: Request,
-        intended_s: float,
-        sent_s: float,
-        now: Callable[[], float],
-        origin_s: float,
+        kind: CacheType,
+        key: bytes,
+        value: object,
+        cost_s: float,
+        *,
+        name: str = "",
+        tags: tuple[str, ...] = (),
+        since: int | None = None,
     ) -> None:
-        self._now = now
-        self._origin_s = origin_s
-        self.values: dict[str, Any] = {
-            "request_id": request.id,
-            "phase": str(request.phase),
-            "question_id": request.question_id,
-            "query_class": request.query_class,
-            "priority": int(request.priority),
-            "status": RequestStatus.FAILED,
-            "error": None,
-            "intended_s": intended_s - origin_s,
-            "sent_s": sent_s - origin_s,
-            "first_token_s": None,
-            "last_token_s": None,
-            "deadline_s": request.deadline_s,
-            **{f"{stage}_s": 0.0 for stage in STAGES},
-            "served_by": "",
-            "result_cache": "off",
-            "embedding_cache": "off",
-            "output_cache": "off",
-            "batch_id": None,
-            "batch_size": None,
-            "batch_reason": None,
-            "prompt_tokens": None,
-            "output_tokens": None,
-            "max_new_tokens": request.max_new_tokens,
-            "retrieved_ids": (),
-            "answer": None,
-        }
-        self.values["sender_s"] = sent_s - intended_s
-        self._passed_s = sent_s
-        self._last_stage = "sender"
-
-    def passed(self, stage: str, at_s: float | None = None) -> None:
-        """The request has left `stage`: it took all the time since the stage before it."""
-        now_s = self._now() if at_s is None else at_s
-        self.values[f"{stage}_s"] += now_s - self._passed_s
-        self._passed_s = now_s
-        self._last_stage = stage
-
-    def passed_batched(self, stage: str, answered: Answered[Any]) -> None:
-        """The same for a stage behind a batcher: until its batch left, and until the answer was
-        back in hand."""
-        self.passed(f"{stage}_queue", answered.dispatched_s)
-        self.passed(stage)
-
-    def fail(self, status: RequestStatus, error: Exception) -> None:
-        self.values["status"] = status
-        self.values["error"] = f"{type(error).__name__}: {error}"
-        self.values["served_by"] = ""
-        self.values["answer"] = None
-
-    def finish(self) -> RequestRecord:
-        """The row; a successful request's last stage lasts until the answer is out of here."""
-        done_s = self._now()
-        if self.values["status"] == RequestStatus.OK:
-            self.passed(self._last_stage, done_s)
-        self.values["status"] = str(self.values["status"])
-        return RequestRecord(done_s=done_s - self._origin_s, **self.values)
-
-
-def _result_columns(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "answer": result["answer"],
-        "retrieved_ids": tuple(result["retrieved_ids"]),
-        "prompt_tokens": result["prompt_tokens"],
-        "output_tokens": result["output_tokens"],
-    }
+        cache = self._stack.cache
+        assert cache is not None
+        cache.put(kind, key, value, cost_s, self._now(), name=name, tags=tags, since=since)

@@ -23,8 +23,10 @@ from capibench.corpus.corpus import Corpus
 from capibench.corpus.stored import read_corpus, write_corpus
 from capibench.embedder.embedder import Vectors
 from capibench.errors import ConfigError
-from capibench.index.recall import exact_search, recall_at_k
+from capibench.index.index import Ids, TextIndex
+from capibench.index.recall import exact_search, recall_at_k, similarities_of
 from capibench.index.tuning.objective import RecallSample
+from capibench.model.recipe import ModelRecipe
 from capibench.quantization.quantization import artifact_params
 from capibench.stack import Choices
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 QUALITY_TEXTS = 400  # held-out passages on which a model's language is judged
 CALIBRATION_TEXTS = 1_000  # offered; a method takes as many as its settings say
+FUSION_QUESTIONS = 1_000  # training questions on which the weight of a fusion is chosen
 ENCODE_CHUNK = 256
 
 
@@ -125,39 +128,55 @@ class Preparation:
         def make(folder: Path) -> float:
             begin_s = perf_counter()
             try:
-                self.choices.index.build(vectors, np.arange(len(vectors), dtype=np.int64))
+                self._build_index(vectors, np.arange(len(vectors), dtype=np.int64))
             except ValueError as error:  # a parameter that does not fit these vectors
                 raise ConfigError("", f"index.{error}") from error
             seconds = perf_counter() - begin_s
-            self.choices.index.save(folder / "index.bin")
+            self.choices.index.save(folder / "index")
             return seconds
 
         return self.store.get_or_make("index", self._index_key, make)
 
+    def _build_index(self, vectors: Vectors, ids: Ids) -> None:
+        index = self.choices.index
+        if isinstance(index, TextIndex):
+            index.build_texts(vectors, ids, [p.text for p in self.corpus.passages])
+        else:
+            index.build(vectors, ids)
+
     @cached_property
     def recall_artifact(self) -> Artifact:
-        """The query effort chosen, and the recall measured with it on held-out questions."""
-        k = self.choices.prompt.top_k
+        """The query effort chosen, and the recall measured with it on held-out questions; of an
+        index that fuses two rankings, the weight chosen on training questions."""
+        index = self.choices.index
         key = {
             **self._index_key,
-            "k": k,
-            "effort": self.choices.index.effort,
+            "k": self.choices.prompt.top_k,
+            "effort": index.effort,
             "tuning": self.config["index_tuning"],
+            "fusion": index.fusion_params() if isinstance(index, TextIndex) else None,
         }
 
         def make(folder: Path) -> None:
-            index = self.choices.index
-            index.load(self.index_artifact.path / "index.bin")
-            queries = self._vectors("questions")
-            exact = np.load(self.exact_artifact.path / "ids.npy", allow_pickle=False)
+            index.load(self.index_artifact.path / "index")
+            passages, queries = self._vectors("passages"), self._vectors("questions")
+            k = min(self.choices.prompt.top_k, len(passages))
+            exact = np.load(self.exact_artifact.path / "ids.npy", allow_pickle=False)[:, :k]
             # Tuning sees one half of the held-out questions, the reported recall the other.
             halves = {"tune": slice(0, None, 2), "verify": slice(1, None, 2)}
 
             def measure(effort: int | None, half: str) -> RecallSample:
                 if effort is not None:
                     index.set_effort(effort)
-                found, _ = index.search(queries[halves[half]], k)
-                return RecallSample(recall_at_k(found, exact[halves[half]]), k)
+                asked, true = queries[halves[half]], exact[halves[half]]
+                found, _ = index.search(asked, k)
+                recall = recall_at_k(
+                    found,
+                    true,
+                    similarities_of(passages, asked, found),
+                    similarities_of(passages, asked, true),
+                )
+                return RecallSample(recall, k)
 
             ladder = index.effort_ladder()
             choice = self.choices.index_tuning.choose(
@@ -169,10 +188,37 @@ class Preparation:
                 "effort": index.effort if choice is None else choice.effort,
                 "target_met": None if choice is None else choice.met,
                 "recall": {"value": mean, "low": low, "high": high, "n": len(verified.per_query)},
+                "fusion": self._fusion(k),
             }
             (folder / "recall.json").write_text(json.dumps(document), encoding="utf-8")
 
         return self.store.get_or_make("recall", key, make)
+
+    def _fusion(self, k: int) -> dict[str, Any] | None:
+        """The weight of an index that fuses, as given or chosen; None for any other index."""
+        index = self.choices.index
+        if not isinstance(index, TextIndex):
+            return None
+        if index.weight is not None:
+            return {"weight": index.weight, "chosen_on": 0}
+        questions = self.corpus.questions_in("train")[:FUSION_QUESTIONS]
+        if not questions:
+            raise ConfigError(
+                "index.dense_weight",
+                "got null, and the corpus has no training questions to choose by; expected 0 to 1",
+            )
+        self.choices.embedder.open()
+        texts = [q.text for q in questions]
+        position_of = {p.id: position for position, p in enumerate(self.corpus.passages)}
+        relevant = [{position_of[id_] for id_ in q.relevant} for q in questions]
+        choice = index.choose_weight(self._encode(texts), texts, relevant, k)
+        mean, low, high = choice.ndcg.interval()
+        return {
+            "weight": choice.weight,
+            "chosen_on": len(questions),
+            "ndcg_at_k": {"value": mean, "low": low, "high": high},
+            "ndcg_at_k_by_weight": {str(w): value for w, value in choice.mean_ndcg.items()},
+        }
 
     @cached_property
     def recall(self) -> dict[str, Any]:
@@ -302,6 +348,12 @@ class Preparation:
             judge_kv_cache(model, texts, folder)
 
         return kv_cache_figures(self.store.get_or_make("kv_cache_quality", key, make).path)
+
+    @property
+    def recipe(self) -> ModelRecipe:
+        """How a process loads the model that this combination serves."""
+        quantized = self.quantized_artifact.path if self.quantizes else None
+        return ModelRecipe(self.choices.model, self.choices.quantization, quantized)
 
     @property
     def quantizes(self) -> bool:

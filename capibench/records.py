@@ -67,7 +67,7 @@ class Request:
 # checked against the end-to-end time, which the driver measures apart from them.
 STAGES = (
     "sender",  # scheduled arrival → handed to the pipeline
-    "result_cache",  # look-up of the whole answer
+    "result_cache",  # look-up of the whole answer, or waiting for who computes it already
     "embedding_cache",  # look-up of the query's vector
     "embed_queue",
     "embed",
@@ -110,10 +110,11 @@ class RequestRecord:
     generate_queue_s: float
     generate_s: float
     store_s: float
-    served_by: (
-        str  # "result_l1", "result_l2", "output_l1", "output_l2", "engine"; "" when it failed
-    )
-    result_cache: str  # "l1", "l2", "miss", or "off" when it was not consulted
+    # "engine", "output_l1" or "output_l2"; "result_" with what `result_cache` says; "": it failed.
+    served_by: str
+    # "l1", "l2", "miss", "off" when it was not consulted, "joined" when another request computed
+    # the same already and this one waited for it, "semantic": a similar question's answer.
+    result_cache: str
     embedding_cache: str
     output_cache: str
     batch_id: int | None  # of the generation batch

@@ -155,7 +155,9 @@ def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
         loaded.facts["noise.after_s"] = noise_after_s
         loaded.facts["noise.drift"] = noise.drift(noise_before_s, noise_after_s)
         loaded.facts["memory.resident_bytes"] = served["resident_bytes"]
-        loaded.facts["memory.peak_bytes"] = peak_bytes()
+        children_peak = served["children_peak_bytes"]
+        peak = None if children_peak is None else peak_bytes() + children_peak
+        loaded.facts["memory.peak_bytes"] = peak
     loaded.components.update(served["components"])
 
     frame = rows_frame(rows)
@@ -209,9 +211,13 @@ async def _serve(
     journal: Journal,
 ) -> tuple[list[RequestRecord], Window, dict[str, Any]]:
     """Inside the event loop: compose the pipeline, drive the load through it, drain."""
-    from capibench.batching.batcher import DynamicBatcher
+    import numpy as np
+
+    from capibench.batching.batcher import Batcher
+    from capibench.cache.cache_quality import float16_recall, open_semantic, semantic_facts
+    from capibench.engine.engine import LoadsModel
     from capibench.load.driver import drive
-    from capibench.measure.memory import resident_bytes
+    from capibench.measure.memory import children_peak_bytes, resident_bytes
     from capibench.pipeline import RagPipeline, Stack
     from capibench.progress import Progress
 
@@ -220,10 +226,25 @@ async def _serve(
     begin_s = loop.time()
     await engine.start(loaded.model)
     loaded.facts["setup.engine_start_s"] = loop.time() - begin_s
+    if engine.needs_model and isinstance(engine, LoadsModel):
+        loaded.serves(engine.model_facts())
     held_bytes = engine.describe().get("kv_bytes_per_token")
     if held_bytes is not None:
         loaded.facts["engine.kv_bytes_per_token"] = held_bytes
-    cache = choices.cache.open(run_dir / "cache_l2")
+    rngs = [
+        np.random.default_rng(stream)
+        for stream in np.random.SeedSequence([spec.config["seed"], spec.config["repeat"]]).spawn(2)
+    ]
+    cache = choices.cache.open(run_dir / "cache_l2", loop.time(), rngs[0])
+    semantic = open_semantic(choices, corpus, plan, loaded, rngs[1])
+    if choices.cache.rounds_embeddings and not (choices.embedder.modeled or choices.index.modeled):
+        loaded.facts["cache.embedding.float16_recall_at_k"] = float16_recall(
+            [question.text for question in corpus.questions],
+            choices.embedder.encode,
+            lambda vectors: choices.index.search(
+                vectors, min(choices.prompt.top_k, len(corpus.passages))
+            )[0],
+        )
     pipeline = RagPipeline(
         Stack(
             passage_ids=[p.id for p in corpus.passages],
@@ -232,13 +253,16 @@ async def _serve(
             index=choices.index,
             prompt=choices.prompt,
             engine=engine,
-            generation=DynamicBatcher(
+            generation=Batcher(
                 engine.generate,
                 choices.batching.strategy,
                 engine.num_workers,
                 max_queue_size=choices.batching.max_queue_size,
+                composition=choices.batching.composition,
             ),
             cache=cache,
+            single_flight=choices.cache.single_flight,
+            semantic=semantic,
             identity=loaded.identity,
         )
     )
@@ -255,15 +279,19 @@ async def _serve(
             driven = await drive(plan, pipeline.answer, on_record)
         served = {
             "resident_bytes": resident_bytes(),
+            "children_peak_bytes": children_peak_bytes(),
             "components": {
                 "embedder": choices.embedder.describe(),
                 "index": choices.index.describe(),
                 "engine": engine.describe(),
                 "cache": {} if cache is None else cache.stats(),
+                "semantic_cache": {} if semantic is None else semantic.stats(),
                 "load": {**choices.load.describe(), **plan.facts},
             },
         }
         await pipeline.stop()
+        if semantic is not None:
+            loaded.facts |= semantic_facts(semantic, choices.cache.similar.confidence)
     finally:
         await engine.stop()
         if cache is not None:

@@ -80,6 +80,21 @@ def check(choices: Choices, config: Mapping[str, Any]) -> None:
                     f"{config[group]['_target_']} computes for real, which cannot be mixed with "
                     f"time=virtual; expected {group}=modeled (or time=real)",
                 )
+    strategy = choices.batching.strategy
+    if strategy.joins_running and not choices.engine.joins_running:
+        raise ImpossibleCombination(
+            "batching",
+            f"{config['batching']['strategy']['_target_']} adds requests to a batch that runs, and "
+            f"{config['engine']['_target_']} runs a batch to its end; expected "
+            "engine=transformers_continuous (time=virtual: modeled_continuous)",
+        )
+    max_rows = getattr(choices.engine, "max_rows", None)  # None: bounds nothing
+    if max_rows is not None and strategy.max_batch_size > max_rows:
+        raise ImpossibleCombination(
+            "engine.max_rows",
+            f"got {max_rows}; expected at least batching.strategy.max_batch_size="
+            f"{strategy.max_batch_size}",
+        )
     if not choices.engine.needs_model and choices.quantization.params()["method"] != "none":
         raise ImpossibleCombination(
             "quantization",
@@ -99,6 +114,12 @@ def check(choices: Choices, config: Mapping[str, Any]) -> None:
             "index_tuning",
             f"{config['index']['_target_']} has no query effort to tune; expected "
             "index_tuning=none, or an approximate index such as index=ivf",
+        )
+    if choices.cache.similar is not None and choices.modeled:
+        raise ImpossibleCombination(
+            "cache.semantic",
+            "similar questions and same answers mean nothing where embedder, index or engine are "
+            "modeled; expected cache/semantic=none (or real ones)",
         )
     if choices.index_tuning.changes_effort and choices.embedder.modeled:
         raise ImpossibleCombination(

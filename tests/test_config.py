@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import pytest
 from choice_files import choices, load_choice
 
-from capibench.config import build, conf_dir
+from capibench.config import build, conf_dir, node_of
 from capibench.errors import ConfigError
 
 
@@ -62,6 +63,21 @@ def test_builds_nested_and_typed() -> None:
     assert isinstance(whole.rate, float)
 
 
+def test_another_process_builds_an_equal_component() -> None:
+    whole = build(GOOD, "group", [ME])
+    sent = json.loads(json.dumps(node_of(whole)))
+    assert build(sent, "group", [ME]) == whole
+
+
+@pytest.mark.parametrize("group", ["engine", "model", "quantization"])
+def test_every_choice_a_replica_is_told_of_survives_the_way(group: str) -> None:
+    for name in choices(group):
+        node = {key: "given" if v == "???" else v for key, v in load_choice(group, name).items()}
+        sent = json.loads(json.dumps(node_of(build(node, group))))
+        assert node_of(build(sent, group)) == node_of(build(node, group))
+        assert sent.keys() == node.keys()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -103,4 +119,6 @@ def test_every_group_has_a_choice_with_comments(group: str) -> None:
     for name in names:
         text = (conf_dir() / group / f"{name}.yaml").read_text()
         assert text.startswith("# "), f"{group}/{name}.yaml does not say what it is for"
-        assert load_choice(group, name)["_target_"].startswith("capibench.")
+        node = load_choice(group, name)
+        builds_on = {item for item in node.get("defaults", []) if item in names}
+        assert builds_on or node["_target_"].startswith("capibench.")

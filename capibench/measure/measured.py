@@ -79,9 +79,12 @@ class Measured:
             return np.asarray(ok["batch_id"].notna(), dtype=np.bool_)
         if stage == "sender":
             return np.ones(len(ok), dtype=np.bool_)
-        entered = ~ok["result_cache"].isin(("l1", "l2"))  # the whole answer was not found
+        answered = ("l1", "l2", "joined")  # without computing anything
         if stage in ("embed_queue", "embed"):
+            entered = ~ok["result_cache"].isin(answered)
             entered &= ~ok["embedding_cache"].isin(("l1", "l2"))
+        else:
+            entered = ~ok["result_cache"].isin((*answered, "semantic"))
         return np.asarray(entered, dtype=np.bool_)
 
     @cached_property
@@ -140,9 +143,10 @@ class Measured:
         return np.asarray(good, dtype=np.bool_)
 
     def lookups(self, cache: str) -> npt.NDArray[np.str_]:
-        """Outcomes ("l1", "l2", "miss") of the look-ups that really consulted this cache."""
+        """Outcomes of the look-ups that really consulted this cache; see `RequestRecord`."""
         outcomes = np.asarray(self.frame[f"{cache}_cache"].astype(str))
-        return outcomes[np.isin(outcomes, ("l1", "l2", "miss"))]
+        consulted: npt.NDArray[np.str_] = outcomes[outcomes != "off"]
+        return consulted
 
     @cached_property
     def batches(self) -> Any:

@@ -233,6 +233,45 @@ METRICS: tuple[Metric, ...] = (
         ("rows", "trend"),
     ),
     *_cache("result", "a whole answer"),
+    *(
+        Metric(
+            f"cache.result.{outcome}_rate",
+            "share",
+            "neither",
+            f"Share of the look-ups of a whole answer that {what}.",
+            partial(formulas.hit_rate, cache="result", tiers=(outcome,)),
+            ("lookups.result",),
+        )
+        for outcome, what in (
+            ("semantic", "were served the answer to a similar question (it can be wrong)"),
+            ("joined", "waited for a request that computed the same already"),
+        )
+    ),
+    _fact(
+        "cache.semantic.false_hit_rate",
+        "share",
+        "lower",
+        "Share of the semantic hits that were wrong: of a random sample that was computed all the "
+        "same, those whose answer differs.",
+        headline=True,
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "cache.semantic.calibrated_false_hit_rate",
+        "share",
+        "lower",
+        "The same on made paraphrases and unknown questions that had no part in choosing the "
+        "threshold.",
+        needs=("not_modeled",),
+    ),
+    _fact(
+        "cache.embedding.float16_recall_at_k",
+        "share",
+        "higher",
+        "Share of the k passages that are found by a question's exact vector which its vector "
+        "rounded to float16, as it is cached, finds as well.",
+        needs=("not_modeled",),
+    ),
     *_cache("embedding", "a question's vector"),
     *_cache("output", "the output for a rendered prompt"),
     Metric(
@@ -405,13 +444,16 @@ METRICS: tuple[Metric, ...] = (
     _fact("index.bytes", "bytes", "lower", "Bytes of the index, vectors included."),
     _fact("index.effort", "1", "neither", "The query effort used (nprobe, efSearch)."),
     _fact(
-        "memory.resident_bytes", "bytes", "lower", "Resident memory of the process after the load."
+        "memory.resident_bytes",
+        "bytes",
+        "lower",
+        "Resident memory of the run's processes after the load.",
     ),
     _fact(
         "memory.peak_bytes",
         "bytes",
         "lower",
-        "Highest resident memory of the process under load.",
+        "Highest resident memory of the run's processes under load.",
         headline=True,
     ),
     _setup("corpus", "Seconds to harvest the corpus (paid once, then kept)."),
@@ -426,6 +468,7 @@ METRICS: tuple[Metric, ...] = (
     _setup("model_load", "Seconds to load the model."),
     _setup("quantize", "Seconds to quantize the model (paid once, then kept)."),
     _setup("quantized_load", "Seconds to load the quantized weights."),
+    _setup("semantic_calibration", "Seconds to calibrate the semantic cache's threshold."),
     _setup("engine_start", "Seconds until the engine was ready."),
     _fact(
         "noise.drift",

@@ -15,8 +15,9 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
-from capibench.embedder.minilm import MiniLm
+from capibench.config import build, conf_dir
 from capibench.index.flat import Flat
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -46,7 +47,9 @@ def main() -> None:
     faiss.omp_set_num_threads(1)
     generator = np.random.default_rng(0)
 
-    embedder = MiniLm(precision="auto", max_batch_size=max(SIZES), max_tokens=256)
+    choice = OmegaConf.to_container(OmegaConf.load(conf_dir() / "embedder" / "minilm.yaml"))
+    assert isinstance(choice, dict)
+    embedder = build({**choice, "max_batch_size": max(SIZES)}, "embedder")
     embedder.open()
     print("embedder", embedder.describe())
 

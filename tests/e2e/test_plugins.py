@@ -51,6 +51,7 @@ from capibench.batching.strategy import Dispatch, WaitUntil
 @dataclass
 class Pairs:
     patience_s: float
+    joins_running = False
 
     @property
     def max_batch_size(self):
@@ -68,6 +69,11 @@ _target_: capibench.batching.batching.Batching
 strategy:
   _target_: my_stack.pairs.Pairs
   patience_s: 0.05
+composition:
+  _target_: capibench.batching.composition.Composition
+  order: arrival
+  max_batch_tokens: null
+  look_ahead: 1
 max_queue_size: 10000
 """
 

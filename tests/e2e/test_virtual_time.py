@@ -56,7 +56,8 @@ def test_a_cache_answers_repeated_questions(cache: str, run_here: Callable[..., 
 
 def test_multirun_over_two_groups(capibench: Callable[..., object], tmp_path: Path) -> None:
     done = capibench(
-        "run", "-m", "cache=glob(*)", "load.rate_per_s=range(10,30,10)", "time=virtual",
+        "run", "-m", "cache=glob([lru,none,ttl])", "load.rate_per_s=range(10,30,10)",
+        "time=virtual",
         "tracking=none", "corpus.max_passages=300", "load.num_requests=60",
         f"hydra.sweep.dir={tmp_path / 'study'}",
     )  # fmt: skip

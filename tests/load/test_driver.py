@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from capibench.batching.batcher import DynamicBatcher
+from capibench.batching.batcher import Batcher
 from capibench.batching.strategies.greedy import Greedy
 from capibench.clock import RealTime, VirtualTimeLoop, run_virtual
 from capibench.corpus.corpus import Question
@@ -83,7 +83,7 @@ def test_a_stall_of_the_server_shows_in_every_request_due_meanwhile() -> None:
             await asyncio.sleep(0.010 + 0.001 * len(contents) + stall_s)
             return list(contents)
 
-        batcher: DynamicBatcher[int, int] = DynamicBatcher(process, Greedy(64), 1, 1000)
+        batcher: Batcher[int, int] = Batcher(process, Greedy(64), 1, 1000)
         batcher.start()
         _, rows = await driven(
             plan([i * 0.02 for i in range(200)]), lambda asked: batcher.submit(asked.id)
