@@ -224,7 +224,7 @@ def test_bytes_are_those_that_the_library_allocates(kernel, num_out, num_in):
     held = [chosen.pack(q, scales) for _ in range(10)]
     after = info()
     allocated = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd
-    assert sum(product.packed_bytes for product in held) == pytest.approx(allocated, rel=0.03)
+    assert sum(product.packed_bytes for product in held) == pytest.approx(allocated, rel=0.05)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -90,8 +90,10 @@ def test_a_row_is_the_same_in_any_company(weight, rows):
     layer = PackedLinear(weight, None, torch.float32, FEW)
     x = torch.randn(rows, weight.q.shape[1], generator=torch.Generator().manual_seed(rows))
     together = layer(x)
+    rounding = 1e-5 * float(together.abs().max())  # sums near zero keep that of their terms
     for i in range(rows):
-        torch.testing.assert_close(layer(x[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-4)
+        alone = layer(x[i : i + 1])[0]
+        torch.testing.assert_close(alone, together[i], rtol=1e-4, atol=1e-4 + rounding)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
