@@ -58,7 +58,8 @@ def decode(record: bytes) -> Any:
 
 
 def decode_trusted(record: bytes) -> Any:
-    """The value of a record that never left this process's memory."""
+    """The value of a record whose bytes are known to be whole: they never left this process's
+    memory, or another checksum covers them."""
     tag = record[4:5]
     if tag == _BYTES:
         return record[5:]

@@ -29,11 +29,11 @@ def cache_key(kind: CacheType, *parts: str) -> bytes:
     Raises:
         TypeError: a part is not a string (1 and "1" must not meet in one key).
     """
-    digest = hashlib.blake2b(digest_size=KEY_BYTES, person=b"capibench.cache")
+    framed: list[bytes] = []
     for part in (kind.value, *parts):
         if not isinstance(part, str):
             raise TypeError(f"cache_key: got {part!r} ({type(part).__name__}); expected str parts")
         encoded = part.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.digest()
+        framed += (len(encoded).to_bytes(8, "little"), encoded)
+    whole = b"".join(framed)
+    return hashlib.blake2b(whole, digest_size=KEY_BYTES, person=b"capibench.cache").digest()

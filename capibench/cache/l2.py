@@ -17,7 +17,7 @@ from typing import Any
 
 from capibench.cache.access_log import READS_PER_BLOCK, AccessLog, reads
 from capibench.cache.compression import RAW, Compression, Compressor
-from capibench.cache.envelope import DamagedError, decode, encode
+from capibench.cache.envelope import DamagedError, decode, decode_trusted, encode
 from capibench.cache.keys import KEY_BYTES, CacheType
 from capibench.cache.l1 import Found
 from capibench.cache.l2_record import (
@@ -127,14 +127,13 @@ class L2:
                     counter.misses += 1
                     self._drop(key)
                     return None
-                entry = self._unpacked(unpack_record(key, stored))
-                found = Found(decode(entry.record), entry)
+                found = self._found(unpack_record(key, stored))
             except DamagedError:
                 counter.damaged += 1
                 counter.misses += 1
                 self._drop(key)
                 return None
-            self._residents.count_hit(key, len(entry.record), now)
+            self._residents.count_hit(key, len(found.entry.record), now)
             self._note_read(key, now)
             return found
 
@@ -148,11 +147,9 @@ class L2:
                 stored = self._store.read(key)
                 if stored is None:
                     return None
-                entry = self._unpacked(unpack_record(key, stored))
-                decode(entry.record)
+                return self._found(unpack_record(key, stored)).entry
             except DamagedError:
                 return None
-            return entry
 
     def put(self, key: bytes, entry: Entry, now: float) -> bool:
         """Store `entry`; whether it is here now. What it displaces is gone.
@@ -308,12 +305,13 @@ class L2:
                 self._compressor.load_dictionary(entry.kind, dictionary)
         return self._compressor.pack(entry.kind, entry.record)
 
-    def _unpacked(self, stored: StoredRecord) -> Entry:
+    def _found(self, stored: StoredRecord) -> Found:
+        """Value and entry of a whole record; what was compressed is checked once more."""
         entry = stored.entry
         if stored.codec == RAW:
-            return entry
+            return Found(decode_trusted(entry.record), entry)
         record = self._compressor.unpack(entry.kind, stored.codec, entry.record, stored.num_bytes)
-        return entry._replace(record=record)
+        return Found(decode(record), entry._replace(record=record))
 
     def _note_read(self, key: bytes, now: float) -> None:
         block = self._accesses.note(key, self._num_events, now)

@@ -63,10 +63,11 @@ def new_counters() -> dict[CacheType, Counters]:
 class _Part:
     """The room of one type with a quota, or of all types without."""
 
-    __slots__ = ("capacity_bytes", "num_bytes", "policy")
+    __slots__ = ("capacity_bytes", "num_bytes", "on_hit", "policy")
 
     def __init__(self, policy: EvictionPolicy, capacity_bytes: int) -> None:
         self.policy = fresh(policy, capacity_bytes)
+        self.on_hit = self.policy.on_hit
         self.capacity_bytes = capacity_bytes
         self.num_bytes = 0
 
@@ -75,24 +76,20 @@ class Resident:
     """What is known in RAM of one entry."""
 
     __slots__ = (
-        "counters",
-        "entry",
-        "fresh_end_s",
-        "hits",
-        "on_hit",
-        "part",
-        "record_bytes",
+        "counters", "entry", "fresh_end_s", "hits", "on_hit", "part", "record", "record_bytes",
         "size",
-    )
+    )  # fmt: skip
 
     def __init__(self, entry: Entry, size: int, counters: Counters, part: _Part) -> None:
         self.entry = entry  # with its record where the tier keeps that in RAM
         self.size = size  # that the tier is charged for
         self.counters = counters
         self.part = part
+        # Here as well: a hit reads it, and nothing else of the entry.
+        self.record = entry.record
         self.record_bytes = len(entry.record)
         self.hits = 0  # not yet in the counters: the one figure that the path of a hit keeps
-        self.on_hit = part.policy.on_hit
+        self.on_hit = part.on_hit
         self.fresh_end_s = min(entry.fresh_until_s, entry.expires_s)
 
 

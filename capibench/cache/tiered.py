@@ -96,9 +96,10 @@ class TieredCache:
         if kind not in self._ttl_s:
             return _OFF
         begin_s = perf_counter()
-        entry = self._l1.read(kind, key, now, allow_stale)
-        if entry is not None:
-            found = _new(Lookup, (decode_trusted(entry.record), "l1", now >= entry.fresh_until_s))
+        resident = self._l1.read(kind, key, now, allow_stale)
+        if resident is not None:
+            value = decode_trusted(resident.record)
+            found = _new(Lookup, (value, "l1", now >= resident.fresh_end_s))
             self._add_l1_time(perf_counter() - begin_s)
         else:
             found = _MISS if self._l2 is None else self._lookup_l2(kind, key, now, allow_stale)

@@ -214,6 +214,17 @@ def test_the_answers_of_a_run_are_a_trace(tmp_path: Path, as_journal: bool) -> N
     assert outcome.hits == 1  # q1 after 2 s; q2 after 3 s is stale
 
 
+@pytest.mark.parametrize("result", ["joined", "semantic"])
+def test_who_computed_nothing_costs_what_another_computed(tmp_path: Path, result: str) -> None:
+    run = write_run(tmp_path / "run", None)
+    rows = pd.read_parquet(run / "records.parquet")
+    rows.loc[2, ["result_cache", "served_by"]] = [result, f"result_{result}"]
+    rows.to_parquet(run / "records.parquet")
+    trace = read_run(run, "query_result")
+    assert trace.costs_s is not None
+    assert trace.costs_s.tolist() == pytest.approx([0.53] * 5)
+
+
 def test_the_mix_of_a_run(tmp_path: Path) -> None:
     trace = read_run(write_run(tmp_path / "run", STORED), "mix")
     assert len(trace) == 15

@@ -111,7 +111,8 @@ def _document(run_dir: Path) -> dict[str, Any]:
 
 def _seconds(rows: pd.DataFrame) -> pd.DataFrame:
     """What each row's parts cost, taken from where they were last computed for the same key."""
-    computed = ~rows["result_cache"].isin(_HIT)
+    # Nor was it by who joined another request, or was served a similar question's answer.
+    computed = rows["result_cache"].isin(("miss", "off"))
     parts = pd.DataFrame(
         {
             "embed_s": rows["embed_s"].where(computed & ~rows["embedding_cache"].isin(_HIT)),
