@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +29,9 @@ class FaissIndex(ApproximateIndex):
 
     exact_scores: ClassVar[bool]  # the structure compares whole vectors: no need to score again
 
+    # Search parameters without filter: making them takes 5 µs, a twentieth of a fast search.
+    _unfiltered: Any = field(init=False, repr=False, default=None)
+
     @abstractmethod
     def _is_mine(self, structure: Any) -> bool:
         """Whether a structure that was read is of this type."""
@@ -42,6 +45,10 @@ class FaissIndex(ApproximateIndex):
         """Dimension of the structure for vectors of `dimension`; zeros fill the difference, which
         change neither inner products nor distances."""
         return dimension
+
+    def set_query_params(self, params: Mapping[str, int]) -> None:
+        super().set_query_params(params)
+        self._unfiltered = None
 
     def _libraries(self) -> dict[str, str]:
         return {"faiss": faiss.__version__}
@@ -57,9 +64,15 @@ class FaissIndex(ApproximateIndex):
         self, queries: Vectors, num_wanted: int, among: RowSet | None, query: Mapping[str, int]
     ) -> tuple[Ids, Vectors | None]:
         structure = self._structure
-        selector = None if among is None else faiss.IDSelectorBitmap(among.bits)
+        if among is not None:
+            parameters = self._parameters(query, faiss.IDSelectorBitmap(among.bits))
+        elif query is self._query:
+            self._unfiltered = self._unfiltered or self._parameters(query, None)
+            parameters = self._unfiltered
+        else:
+            parameters = self._parameters(query, None)
         distances, rows = structure.search(
-            filled_up(queries, structure.d), num_wanted, params=self._parameters(query, selector)
+            filled_up(queries, structure.d), num_wanted, params=parameters
         )
         if not self.exact_scores:
             return rows, None

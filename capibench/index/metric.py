@@ -21,26 +21,31 @@ class Metric(enum.Enum):
 
 
 def check_vectors(name: str, vectors: npt.NDArray[np.generic]) -> None:
-    """Raise ValueError unless `vectors` are finite float32 [n, dimension]."""
+    """Raise ValueError unless `vectors` are float32 [n, dimension]."""
     if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] < 1:
         raise ValueError(
             f"{name}: got {vectors.dtype} of shape {vectors.shape}; expected float32 [n, dimension]"
         )
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"{name}: got NaN or infinity; expected finite numbers")
 
 
 def comparable(name: str, vectors: Vectors, metric: Metric) -> Vectors:
-    """Checked [n, d] `vectors` as the metric compares them, contiguous: cosine is the inner
-    product of unit vectors.
+    """[n, d] `vectors` as the metric compares them, contiguous: cosine is the inner product of
+    unit vectors.
 
     Raises:
         ValueError: not finite float32 [n, d], or for cosine a zero vector, which has no direction.
     """
     check_vectors(name, vectors)
+    if metric is Metric.COSINE:
+        # In float64 no sum of squares of float32 overflows: it is finite where all numbers are.
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+        finite = np.isfinite(lengths).all()
+    else:
+        finite = np.isfinite(vectors).all()
+    if not finite:
+        raise ValueError(f"{name}: got NaN or infinity; expected finite numbers")
     if metric is not Metric.COSINE:
         return np.ascontiguousarray(vectors)
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     if not lengths.all():
         row = int(np.argmin(lengths))
         raise ValueError(

@@ -18,7 +18,6 @@ import torch
 from omegaconf import OmegaConf
 
 from capibench.config import build, conf_dir
-from capibench.index.flat import Flat
 
 SIZES = (1, 2, 4, 8, 16, 32)
 NUM_ROUNDS = 60
@@ -66,7 +65,9 @@ def main() -> None:
 
     vectors = generator.standard_normal((NUM_VECTORS, 384), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = Flat(max_batch_size=max(SIZES))
+    flat = OmegaConf.to_container(OmegaConf.load(conf_dir() / "index" / "flat.yaml"))
+    assert isinstance(flat, dict)
+    index = build({**flat, "max_batch_size": max(SIZES)}, "index")
     index.build(vectors, np.arange(NUM_VECTORS, dtype=np.int64))
     print("index", index.describe())
     median_seconds(lambda size: index.search(vectors[:size], 10), generator)
