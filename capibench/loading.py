@@ -62,7 +62,14 @@ def load_stack(choices: Choices, preparation: Preparation) -> Loaded:
         facts["setup.index_load_s"] = perf_counter() - begin_s
         facts["index.bytes"] = choices.index.size_bytes()
         recall = preparation.recall
-        facts["setup.index_tuning_s"] = preparation.recall_artifact.make_seconds
+        tuning_s = preparation.recall_artifact.make_seconds
+        if preparation.tuned is not None:
+            tuning_s += preparation.tuned_artifact.make_seconds
+            components["index_tuning"] = {
+                name: preparation.tuned[name]
+                for name in ("chosen", "met", "reasons", "ties", "features", "conditions")
+            }
+        facts["setup.index_tuning_s"] = tuning_s
         if recall["effort"] is not None:
             choices.index.set_effort(recall["effort"])
         for bound in ("value", "low", "high"):

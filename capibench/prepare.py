@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from capibench.artifacts import Artifact, ArtifactStore, source_hash
+from capibench.config import build
 from capibench.corpus.corpus import Corpus
 from capibench.corpus.stored import read_corpus, write_corpus
 from capibench.embedder.embedder import Vectors
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 QUALITY_TEXTS = 400  # held-out passages on which a model's language is judged
 CALIBRATION_TEXTS = 1_000  # offered; a method takes as many as its settings say
 FUSION_QUESTIONS = 1_000  # training questions on which the weight of a fusion is chosen
+# Tuning sees one half of the held-out questions, the reported recall is that of the other.
+HALVES = {"tune": slice(0, None, 2), "verify": slice(1, None, 2)}
 ENCODE_CHUNK = 256
 
 
@@ -113,11 +116,72 @@ class Preparation:
             "code": source_hash("embedder"),
         }
 
+    @cached_property
+    def tuned_artifact(self) -> Artifact:
+        """Which index the tuner chose, with the reasons and every point that it measured. Like any
+        latency it belongs to the machine that it was measured on."""
+        tuning, index = self.choices.index_tuning, self.choices.index
+        k = self.choices.prompt.top_k
+        key = {
+            **self._index_key_of(index),
+            "tuning": self.config["index_tuning"],
+            "configured": self.config["index"],
+            "k": k,
+            "num_threads": self.config["time"].get("num_threads", 1),
+        }
+
+        def make(folder: Path) -> float:
+            from capibench.index.tuner.candidates import Serving
+            from capibench.index.tuner.shown import shown
+            from capibench.index.tuner.tune import tune
+
+            passages, queries = self._vectors("passages"), self._vectors("questions")
+            if len(queries) < 2:
+                raise ConfigError(
+                    "index_tuning",
+                    f"the corpus has {len(queries)} held-out questions; expected at least 2, to "
+                    "choose by one half and verify on the other",
+                )
+            with shown(tuning.tuning_s) as report:
+                tuned = tune(
+                    tuning,
+                    passages,
+                    queries[HALVES["tune"]],
+                    queries[HALVES["verify"]],
+                    min(k, len(passages)),
+                    Serving.of(index),
+                    index,
+                    report,
+                )
+            (folder / "tuned.json").write_text(json.dumps(tuned.to_json(), indent=1), "utf-8")
+            (folder / "points.csv").write_text(tuned.to_csv(), encoding="utf-8")
+            return tuned.seconds
+
+        return self.store.get_or_make("tuned_index", key, make)
+
+    @cached_property
+    def tuned(self) -> dict[str, Any] | None:
+        """The tuner's record; None where the configured index is searched."""
+        if not self.choices.index_tuning.replaces_index:
+            return None
+        return _read_json(self.tuned_artifact.path / "tuned.json")
+
+    @cached_property
+    def served(self) -> Choices:
+        """The choices with the index that is really searched: the tuner's, where there is one."""
+        if self.tuned is None:
+            return self.choices
+        index = build(self.tuned["node"], "index", self.config["plugins"])
+        return replace(self.choices, index=index)
+
     @property
     def _index_key(self) -> dict[str, Any]:
+        return self._index_key_of(self.served.index)
+
+    def _index_key_of(self, index: Any) -> dict[str, Any]:
         return {
             **self._retrieval_key,
-            "index": self.choices.index.build_params(),
+            "index": index.build_params(),
             "index_code": source_hash("index"),
         }
 
@@ -132,13 +196,13 @@ class Preparation:
             except ValueError as error:  # a parameter that does not fit these vectors
                 raise ConfigError("", f"index.{error}") from error
             seconds = perf_counter() - begin_s
-            self.choices.index.save(folder / "index")
+            self.served.index.save(folder / "index")
             return seconds
 
         return self.store.get_or_make("index", self._index_key, make)
 
     def _build_index(self, vectors: Vectors, ids: Ids) -> None:
-        index = self.choices.index
+        index = self.served.index
         if isinstance(index, TextIndex):
             index.build_texts(vectors, ids, [p.text for p in self.corpus.passages])
         else:
@@ -148,7 +212,7 @@ class Preparation:
     def recall_artifact(self) -> Artifact:
         """The query effort chosen, and the recall measured with it on held-out questions; of an
         index that fuses two rankings, the weight chosen on training questions."""
-        index = self.choices.index
+        index = self.served.index
         key = {
             **self._index_key,
             "k": self.choices.prompt.top_k,
@@ -162,13 +226,11 @@ class Preparation:
             passages, queries = self._vectors("passages"), self._vectors("questions")
             k = min(self.choices.prompt.top_k, len(passages))
             exact = np.load(self.exact_artifact.path / "ids.npy", allow_pickle=False)[:, :k]
-            # Tuning sees one half of the held-out questions, the reported recall the other.
-            halves = {"tune": slice(0, None, 2), "verify": slice(1, None, 2)}
 
             def measure(effort: int | None, half: str) -> RecallSample:
                 if effort is not None:
                     index.set_effort(effort)
-                asked, true = queries[halves[half]], exact[halves[half]]
+                asked, true = queries[HALVES[half]], exact[HALVES[half]]
                 found, _ = index.search(asked, k)
                 recall = recall_at_k(
                     found,
@@ -178,15 +240,16 @@ class Preparation:
                 )
                 return RecallSample(recall, k)
 
-            ladder = index.effort_ladder()
-            choice = self.choices.index_tuning.choose(
-                ladder, lambda effort: measure(effort, "tune")
-            )
+            tuning, choice = self.choices.index_tuning, None
+            if tuning.changes_effort:
+                choice = tuning.choose(
+                    index.effort_ladder(), lambda effort: measure(effort, "tune")
+                )
             verified = measure(None if choice is None else choice.effort, "verify")
             mean, low, high = verified.interval()
             document = {
                 "effort": index.effort if choice is None else choice.effort,
-                "target_met": None if choice is None else choice.met,
+                "target_met": self._target_met if choice is None else choice.met,
                 "recall": {"value": mean, "low": low, "high": high, "n": len(verified.per_query)},
                 "fusion": self._fusion(k),
             }
@@ -194,9 +257,13 @@ class Preparation:
 
         return self.store.get_or_make("recall", key, make)
 
+    @property
+    def _target_met(self) -> bool | None:
+        return None if self.tuned is None else bool(self.tuned["met"])
+
     def _fusion(self, k: int) -> dict[str, Any] | None:
         """The weight of an index that fuses, as given or chosen; None for any other index."""
-        index = self.choices.index
+        index = self.served.index
         if not isinstance(index, TextIndex):
             return None
         if index.weight is not None:

@@ -138,6 +138,7 @@ def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
     preparation = _preparation(spec, choices, may_make=False)
     corpus = preparation.corpus
     plan = _plan(choices, spec, corpus)
+    choices = preparation.served  # with the index that tuning chose, if it chose one
     loaded = load_stack(choices, preparation)
 
     virtual = spec.choices.get("time") == "virtual"

@@ -8,6 +8,7 @@ from typing import Any
 
 from capibench.config import build, build_root
 from capibench.errors import ConfigError, ImpossibleCombination
+from capibench.index.index import TextIndex
 
 # In the order in which they are built: what imports quickly first, so that a wrong value in a
 # light group is reported before a heavy library is imported.
@@ -121,7 +122,16 @@ def check(choices: Choices, config: Mapping[str, Any]) -> None:
             "similar questions and same answers mean nothing where embedder, index or engine are "
             "modeled; expected cache/semantic=none (or real ones)",
         )
-    if choices.index_tuning.changes_effort and choices.embedder.modeled:
+    if choices.index_tuning.replaces_index and (
+        choices.index.modeled or isinstance(choices.index, TextIndex)
+    ):
+        raise ImpossibleCombination(
+            "index_tuning",
+            f"{config['index_tuning']['_target_']} chooses an index by its vectors alone, in place "
+            f"of {config['index']['_target_']}; expected index=flat, or another of vectors",
+        )
+    tunes = choices.index_tuning.changes_effort or choices.index_tuning.replaces_index
+    if tunes and choices.embedder.modeled:
         raise ImpossibleCombination(
             "index_tuning",
             "recall over modeled vectors means nothing; expected a real embedder",

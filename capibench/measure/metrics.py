@@ -462,7 +462,8 @@ METRICS: tuple[Metric, ...] = (
     _setup("index_build", "Seconds to build the index (paid once, then kept)."),
     _setup(
         "index_tuning",
-        "Seconds to choose the index's query effort and measure its recall (paid once, then kept).",
+        "Seconds to choose the index or its query effort and measure its recall (paid once, then "
+        "kept).",
     ),
     _setup("index_load", "Seconds to load the index."),
     _setup("model_load", "Seconds to load the model."),

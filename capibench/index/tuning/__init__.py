@@ -1,1 +1,1 @@
-"""How the query effort of an index is chosen: pure searches over measurements."""
+"""How an index, or the effort of its searches, is chosen: pure searches over measurements."""

@@ -14,6 +14,7 @@ class NoTuning:
     """The baseline; it measures nothing and costs nothing."""
 
     changes_effort: ClassVar[bool] = False
+    replaces_index: ClassVar[bool] = False
 
     def choose(
         self, ladder: Sequence[int], measure: Callable[[int], RecallSample]

@@ -69,9 +69,14 @@ class Choice:
 
 
 class IndexTuning(Protocol):
-    """Decides which effort to use; measures nothing itself."""
+    """What every choice of this group says of itself."""
 
-    changes_effort: ClassVar[bool]  # False: `choose` never measures and gives None
+    changes_effort: ClassVar[bool]  # of the index that is configured: an `EffortTuning`
+    replaces_index: ClassVar[bool]  # by one that it chooses: a `budgeted.Budgeted`
+
+
+class EffortTuning(IndexTuning, Protocol):
+    """Decides which effort to use; measures nothing itself."""
 
     def choose(
         self, ladder: Sequence[int], measure: Callable[[int], RecallSample]

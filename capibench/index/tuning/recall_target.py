@@ -20,6 +20,7 @@ class RecallTarget:
     """
 
     changes_effort: ClassVar[bool] = True
+    replaces_index: ClassVar[bool] = False
 
     target_recall: float
     confidence: float

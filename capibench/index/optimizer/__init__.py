@@ -1,0 +1,1 @@
+"""Indexes kept in a folder: built by measurement, searched, changed, compared, optimized."""

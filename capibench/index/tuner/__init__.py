@@ -1,0 +1,1 @@
+"""Builds and times what `capibench.index.tuning` decides between."""
