@@ -19,6 +19,7 @@ NEEDED = {
         f"corpus.questions_path={FIXTURES}/corpus/questions.jsonl",
     ],
     ("corpus", "squad"): [f"corpus.path={FIXTURES}/corpus/squad.json"],
+    ("corpus", "pydocs"): ["corpus.max_passages=300"],
     ("corpus", "pydocs_installed"): ["corpus.packages=[rich]", "corpus.max_passages=300"],
     ("batching", "continuous"): ["engine=transformers_continuous"],
     ("load", "replay"): [f"load.path={FIXTURES}/traces/azure_made.csv"],
