@@ -27,7 +27,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>")
 
 
-def save_tiny(folder: Path, *, ffn_size: int = 192, seed: int = 0, tied: bool = True) -> Path:
+def save_tiny(
+    folder: Path,
+    *,
+    ffn_size: int = 192,
+    seed: int = 0,
+    tied: bool = True,
+    num_positions: int = NUM_POSITIONS,
+) -> Path:
     """Write model and tokenizer into `folder`, fp32."""
     config = LlamaConfig(
         hidden_size=128,
@@ -36,7 +43,7 @@ def save_tiny(folder: Path, *, ffn_size: int = 192, seed: int = 0, tied: bool = 
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=300,
-        max_position_embeddings=NUM_POSITIONS,
+        max_position_embeddings=num_positions,
         tie_word_embeddings=tied,
         # Large enough that the most probable token is clear and depends on the context.
         initializer_range=0.15,

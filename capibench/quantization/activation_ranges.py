@@ -9,7 +9,7 @@ with the least mean squared error on the histogram (Migacz's search, with square
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from capibench.quantization.int8_activations import ActivationRange
+from capibench.quantization.layer_inputs import read_inputs
 
 RangeMethod = Literal["max", "percentile", "mse"]
 NUM_BINS = 16384
@@ -40,9 +41,9 @@ class Histogram:
 
 
 def observe(
-    module: nn.Module, layers: Mapping[str, nn.Module], windows: Sequence[Sequence[int]]
+    module: nn.Module, layers: Mapping[str, nn.Module], ids: Tensor
 ) -> dict[str, Histogram]:
-    """Histograms of the inputs of `layers` while `module` reads `windows` of token ids.
+    """Histograms of the inputs of `layers` while `module` reads `ids` [sequences, tokens].
 
     Reads twice: bounds first, then counts between them. `module` is left as it was.
 
@@ -58,7 +59,7 @@ def observe(
         known = bounds.get(name, (0.0, 0.0))
         bounds[name] = min(low, known[0]), max(high, known[1])
 
-    same = _read(module, layers, windows, widen)
+    same = read_inputs(module, layers, ids, 1, widen)
     for name in layers:
         if name not in same:
             raise ValueError(f"calibration: no text reached {name}; name it in skip_modules")
@@ -72,43 +73,8 @@ def observe(
             counts = torch.histc(x.float(), NUM_BINS, found.low, found.high)
             found.counts += counts.cpu().numpy()
 
-    _read(module, layers, windows, count)
+    read_inputs(module, layers, ids, 1, count)
     return {name: histograms[same[name]] for name in layers}
-
-
-def _read(
-    module: nn.Module,
-    layers: Mapping[str, nn.Module],
-    windows: Sequence[Sequence[int]],
-    look: Callable[[str, Tensor], None],
-) -> dict[str, str]:
-    """Show `look` the inputs of the layers. Layers that are given the very same tensor in the
-    first window (query, key and value; gate and up) share what is seen, and are looked at once:
-    the result names, for each layer reached, the one whose inputs are also its own."""
-    same: dict[str, str] = {}
-    last: list[tuple[str, Tensor]] = []
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def seen(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            x = arguments[0]
-            if name not in same:
-                same[name] = last[0][0] if last and last[0][1] is x else name
-            if same[name] == name:
-                last[:] = [(name, x)]
-                look(name, x.detach())
-
-        return seen
-
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    try:
-        device = next(module.parameters()).device
-        with torch.inference_mode():
-            for window in windows:
-                module(input_ids=torch.tensor([list(window)], device=device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return same
 
 
 def choose_range(

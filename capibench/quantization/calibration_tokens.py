@@ -1,4 +1,4 @@
-"""Sequences of equal length from the calibration texts: what GPTQ and AWQ read layers' inputs from.
+"""Sequences of equal length from the calibration texts: what calibrated methods read.
 
 Texts are joined by blank lines and cut without regard to their borders, as GPTQ's own code does
 with C4 and WikiText (arXiv 2210.17323, section 4), so that no sequence is padding.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,34 @@ class CalibrationTokens:
             "seed": self.seed,
             "blake2b": digest.hexdigest(),
         }
+
+
+@dataclass
+class CalibrationSettings:
+    """How much of the calibration texts a method reads, and which part; a method's dataclass
+    begins with these fields."""
+
+    num_samples: int
+    sequence_tokens: int
+    seed: int
+
+    calibrated: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_samples", 1), ("sequence_tokens", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected at least {least}")
+
+    def calibration_params(self) -> dict[str, int | float | str | bool | None]:
+        return {
+            "num_samples": self.num_samples,
+            "sequence_tokens": self.sequence_tokens,
+            "seed": self.seed,
+        }
+
+    def draw(self, model: LanguageModel, texts: Sequence[str]) -> CalibrationTokens:
+        """ConfigError: see `choose_tokens`."""
+        return choose_tokens(model, texts, self.num_samples, self.sequence_tokens, self.seed)
 
 
 def choose_tokens(

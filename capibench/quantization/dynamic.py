@@ -16,16 +16,18 @@ from torch import Tensor
 
 from capibench.model.language_model import LanguageModel
 from capibench.model.precision import native_device
-from capibench.quantization.compressed_tensors import load_into, write
+from capibench.quantization.compressed_tensors import write
 from capibench.quantization.int8_activations import (
     IN_FEATURES_MULTIPLE,
     ActivationRange,
     DynamicInt8Linear,
+    Int8Product,
     Kernel,
     choose_kernel,
 )
-from capibench.quantization.layers import choose_linears, describe_kept
-from capibench.quantization.sealed import read_seal, seal
+from capibench.quantization.int8_loading import load_int8
+from capibench.quantization.layers import choose_linears
+from capibench.quantization.sealed import seal
 
 _METHOD = "dynamic"
 
@@ -65,17 +67,11 @@ class DynamicInt8:
         Raises:
             DataError: a file is missing or damaged, or was made from other weights.
         """
-        facts = read_seal(folder, method=_METHOD, model=model.fingerprint)
-        kernel = choose_kernel(self.kernel, model.module.device)
 
-        def replacement(
-            q: Tensor, scales: Tensor, bias: Tensor | None, _: ActivationRange | None
+        def layer(
+            product: Int8Product, bias: Tensor | None, bits: int, _: ActivationRange | None
         ) -> DynamicInt8Linear:
-            return DynamicInt8Linear(kernel.pack(q, scales), bias, kernel.bits)
+            return DynamicInt8Linear(product, bias, bits)
 
-        load_into(model.module, folder, facts["quantized"], replacement)
-        sentence = (
-            f"{kernel}, one scale per token; {len(facts['quantized'])} layers"
-            f"{describe_kept(facts['kept'], model.dtype)}"
-        )
-        return model.changed(self.params()), sentence
+        model, kernel = load_int8(model, folder, _METHOD, self.kernel, layer, "one scale per token")
+        return model.changed(self.params()), kernel

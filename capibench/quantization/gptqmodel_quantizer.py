@@ -16,9 +16,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -26,11 +27,13 @@ from safetensors.torch import save_file
 from capibench.errors import ConfigError, MissingExtra, RunFailed
 from capibench.model.language_model import LanguageModel
 from capibench.model.precision import native_device
-from capibench.quantization.calibration_tokens import choose_tokens
+from capibench.quantization.calibration_tokens import CalibrationSettings
 from capibench.quantization.layers import choose_linears
 from capibench.quantization.quantized_checkpoint import read_quantized_checkpoint
-from capibench.quantization.sealed import seal
+from capibench.quantization.round_to_nearest import check_packed_max_rows
+from capibench.quantization.sealed import read_seal, seal
 from capibench.quantization.tensor_files import stored_dtype
+from capibench.quantization.weight_only import load_weight_only
 
 IN_MULTIPLE = 32  # inputs and outputs that fill whole packed words for every number of bits
 _PROCESS = "capibench.quantization.gptqmodel_process"
@@ -40,39 +43,61 @@ _MIN_WORKERS = 2  # with one, gptqmodel's thread pool waits for itself
 _log = logging.getLogger(__name__)
 
 
-def check_calibration(sequences: int, length: int, batch_size: int, seed: int) -> None:
-    """ValueError for knobs out of range, as a dataclass raises it."""
-    for name, value, least in (
-        ("num_samples", sequences, 1),
-        ("sequence_tokens", length, 16),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: got {value}; expected at least {least}")
+@dataclass
+class GptqmodelSettings(CalibrationSettings):
+    """What GPTQ and AWQ share: the grid, the texts, and how the result is served."""
+
+    bits: int
+    group_size: Literal[0, 32, 64, 128]
+    symmetric: bool
+    skip_modules: list[str]
+    batch_size: int
+    packed_max_rows: int
+
+    method: ClassVar[str]
+    load_only: ClassVar[frozenset[str]] = frozenset({"packed_max_rows"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("sequence_tokens", 16), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected at least {least}")
+        check_packed_max_rows(self.packed_max_rows)
+
+    def params(self) -> dict[str, int | float | str | bool | None]:
+        return {
+            "method": self.method,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+            "skip_modules": ",".join(sorted(self.skip_modules)),
+            **self.calibration_params(),
+            "batch_size": self.batch_size,
+            "packed_max_rows": self.packed_max_rows,
+        }
+
+    def load(self, model: LanguageModel, folder: Path) -> tuple[LanguageModel, str]:
+        """`model.module`, its linear layers replaced *in place* by packed ones of `folder`, and
+        everything else by what stands beside them there (AWQ changes norms).
+
+        Raises:
+            DataError: a file is missing or damaged, or was made from other weights.
+        """
+        facts = read_seal(folder, method=self.method, model=model.fingerprint)
+        model, kernel = load_weight_only(model, folder, self.packed_max_rows, facts["kept"])
+        return model.changed(self.params()), kernel
 
 
 def quantize_with_gptqmodel(
     model: LanguageModel,
     texts: Sequence[str],
     folder: Path,
-    *,
-    method: str,
-    bits: int,
-    group_size: int,
-    symmetric: bool,
-    skip_modules: Sequence[str],
-    num_samples: int,
-    sequence_tokens: int,
-    batch_size: int,
-    seed: int,
+    settings: GptqmodelSettings,
     gptq: Mapping[str, Any],
 ) -> None:
-    """Write a sealed checkpoint of `method` ("gptq" or "awq") into the empty `folder`.
+    """Write a sealed checkpoint into the empty `folder`; `model` is not changed.
 
     Args:
-        group_size: inputs that share a scale; 0: a whole output channel.
-        sequence_tokens: tokens of a sequence.
         gptq: further settings of gptqmodel's GPTQConfig.
 
     Raises:
@@ -82,29 +107,33 @@ def quantize_with_gptqmodel(
         RunFailed: gptqmodel failed; the message ends with its last line.
     """
     if importlib.util.find_spec("gptqmodel") is None:
-        raise MissingExtra("gptqmodel", "gptq", f"quantizing with {method}")
-    tokens = choose_tokens(model, texts, num_samples, sequence_tokens, seed)
-    chosen, kept = choose_linears(model.module, skip_modules, group_size, IN_MULTIPLE)
+        raise MissingExtra("gptqmodel", "gptq", f"quantizing with {settings.method}")
+    tokens = settings.draw(model, texts)
+    chosen, kept = choose_linears(
+        model.module, settings.skip_modules, settings.group_size, IN_MULTIPLE
+    )
     with TemporaryDirectory(prefix="capibench-") as name:
         work = Path(name)
         model.module.save_pretrained(work / _SOURCE)
         model.tokenizer.save_pretrained(work / _SOURCE)
         save_file({"ids": tokens.ids}, str(work / "calibration.safetensors"))
         job = {
-            "method": method,
-            "bits": bits,
-            "group_size": group_size,
-            "symmetric": symmetric,
+            "method": settings.method,
+            "bits": settings.bits,
+            "group_size": settings.group_size,
+            "symmetric": settings.symmetric,
             "excluded": [f"^{re.escape(layer)}$" for layer in kept],
-            "batch_size": batch_size,
-            "seed": seed,
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
             "gptq": dict(gptq),
             "device": native_device().type,
             "stored_dtype": str(stored_dtype(model.module)).removeprefix("torch."),
             "threads": torch.get_num_threads(),
         }
         (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        _log.info("%s: %d layers, %d calibration tokens", method, len(chosen), tokens.ids.numel())
+        _log.info(
+            "%s: %d layers, %d calibration tokens", settings.method, len(chosen), tokens.ids.numel()
+        )
         _run(work)
         for path in (work / _TARGET).iterdir():
             if path.name not in _LEFT_OVERS:
@@ -112,11 +141,11 @@ def quantize_with_gptqmodel(
     quantized = read_quantized_checkpoint(folder).bits
     for layer in chosen:
         if layer not in quantized:
-            kept[layer] = f"gptqmodel does not quantize it with {method}"
+            kept[layer] = f"gptqmodel does not quantize it with {settings.method}"
             _log.warning("%s is not quantized: %s", layer, kept[layer])
     seal(
         folder,
-        method=method,
+        method=settings.method,
         model=model.fingerprint,
         facts={"kept": kept, "calibration": tokens.facts()},
     )

@@ -31,22 +31,10 @@ def round_to_nearest(
         ValueError: in_features is no multiple of `group_size`.
     """
     num_out, num_in = weight.shape
-    size = group_size or num_in
-    if num_in % size:
-        raise ValueError(f"group_size: got {size}; expected a divisor of in_features={num_in}")
+    size = whole_groups(num_in, group_size)
     grouped = weight.detach().float().reshape(num_out, num_in // size, size)
-    top = 2**bits - 1
-    middle = 2 ** (bits - 1)
-    if symmetric:
-        # Half a step beyond the grid's upper end and inside its lower one, as in GPTQ's grids.
-        scales = _stored(grouped.abs().amax(-1) / (middle - 0.5))
-        zeros = torch.full_like(scales, middle)
-    else:
-        low = grouped.amin(-1).clamp(max=0.0)
-        high = grouped.amax(-1).clamp(min=0.0)
-        scales = _stored((high - low) / top)
-        zeros = (-low / scales).round().clamp_(0, top)
-    q = (grouped / scales[..., None]).round_().add_(zeros[..., None]).clamp_(0, top)
+    scales, zeros = fit_grid(grouped, bits, symmetric)
+    q = grid_points(grouped, scales[..., None], zeros[..., None], bits)
     return QuantizedWeight(
         q=q.to(torch.uint8).reshape(num_out, num_in),
         scales=scales.to(SCALE_DTYPE),
@@ -54,6 +42,34 @@ def round_to_nearest(
         bits=bits,
         group_size=size,
     )
+
+
+def whole_groups(num_in: int, group_size: int) -> int:
+    """Inputs in a group, of which 0 means all; ValueError unless it divides `num_in`."""
+    size = group_size or num_in
+    if num_in % size:
+        raise ValueError(f"group_size: got {size}; expected a divisor of in_features={num_in}")
+    return size
+
+
+def fit_grid(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each group in `groups` [..., size]: float32 [...], the scales as
+    they are stored, the zero points whole numbers."""
+    top = 2**bits - 1
+    middle = 2 ** (bits - 1)
+    if symmetric:
+        # Half a step beyond the grid's upper end and inside its lower one, as in GPTQ's grids.
+        scales = _stored(groups.abs().amax(-1) / (middle - 0.5))
+        return scales, torch.full_like(scales, middle)
+    low = groups.amin(-1).clamp(max=0.0)
+    high = groups.amax(-1).clamp(min=0.0)
+    scales = _stored((high - low) / top)
+    return scales, (-low / scales).round().clamp_(0, top)
+
+
+def grid_points(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
+    """The number, 0 to 2^bits - 1, of the grid point closest to each weight; float32."""
+    return (weight / scales).round_().add_(zeros).clamp_(0, 2**bits - 1)
 
 
 def _stored(scales: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from choice_files import choices
+from tiny_llama import save_tiny
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -46,9 +47,16 @@ def cases() -> list[tuple[str, str]]:
     return [case for case in every if case not in REFUSED]
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a byte a token that quantizes, and is judged, many times faster than the shipped
+    one; its layers take groups of 128."""
+    return save_tiny(tmp_path_factory.mktemp("tiny"), ffn_size=256, num_positions=8192)
+
+
 @pytest.mark.parametrize(("group", "name"), cases())
 def test_choice_runs(
-    group: str, name: str, run_here: Callable[..., object], tmp_path: Path
+    group: str, name: str, run_here: Callable[..., object], tmp_path: Path, tiny: Path
 ) -> None:
     if (group, name) in OPTIONAL:
         pytest.importorskip(OPTIONAL[group, name])
@@ -57,6 +65,8 @@ def test_choice_runs(
         import capibench.model
 
         needed = [f"model.path={Path(capibench.model.__file__).parent / 'nano'}"]
+    if group == "quantization":
+        needed = [*needed, "model=hf", f"model.path={tiny}"]
     small = [
         "load.num_requests=6",
         "load.warmup_requests=2",

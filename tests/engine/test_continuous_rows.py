@@ -150,7 +150,12 @@ def test_a_kept_prefix_changes_nothing(module, wanted, kv_cache, chunk, num_bloc
 
 
 INT4 = RoundToNearest(
-    bits=4, group_size=32, symmetric=True, skip_modules=["lm_head"], packed_max_rows=32
+    bits=4,
+    group_size=32,
+    symmetric=True,
+    feedback=None,
+    skip_modules=["lm_head"],
+    packed_max_rows=32,
 )
 DYNAMIC = DynamicInt8(kernel="auto", skip_modules=["lm_head"])
 

@@ -7,6 +7,7 @@ from test_gptq import (
     assert_gptqmodel_reads_the_same_numbers,
     dequantized,
     follows,
+    greedy,
     linears,
     loaded_plainly,
     logits,
@@ -170,10 +171,34 @@ def test_the_best_scales_are_those_with_the_least_error_and_leave_the_weights_al
 @pytest.mark.slow
 def test_plain_transformers_loads_it_and_writes_the_same_tokens(folder, source):
     prompt = [10, 60, 110, 160]
-    kernels, tokens = loaded_plainly(folder, prompt)
-    assert kernels == ["TorchAtenAwqLinear"]
-    # That kernel holds scales in bfloat16: 3 digits.
-    assert follows(dequantized(load_tiny(source), folder), len(prompt), tokens, margin=0.05)
+    (fast, fast_tokens), (plain, tokens) = loaded_plainly(folder, "awq", prompt)
+    assert (fast, plain) == (["TorchAtenAwqLinear"], ["AwqTorchLinear"])
+    # No AWQ kernel of gptqmodel multiplies in float32: this one takes float16, that one bfloat16.
+    # What is stored, multiplied in float16 here too, gives the same tokens; served in float32 it
+    # prefers them as well, up to what float16 loses.
+    served, _ = awq().load(load_tiny(source), folder)
+    assert tokens == greedy(in_half_precision(load_tiny(source), folder), prompt)
+    assert follows(served, len(prompt), tokens, margin=0.02)
+    assert follows(served, len(prompt), fast_tokens, margin=0.1)
+
+
+class HalfProduct(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x):
+        return (x.half() @ self.weight.T).float()
+
+
+def in_half_precision(model, folder):
+    checkpoint = read_quantized_checkpoint(folder)
+    model = dequantized(model, folder)  # for what is not quantized
+    for name, weight in checkpoint.layers:
+        group = weight.group_of_input
+        steps = (weight.q.int() - weight.zeros.int()[:, group]).half()
+        model.module.set_submodule(name, HalfProduct(steps * weight.scales.half()[:, group]))
+    return model
 
 
 @pytest.mark.slow

@@ -9,9 +9,12 @@ from capibench.config import build, conf_dir
 from capibench.quantization.bytes import file_bytes
 from capibench.quantization.calibration_text import standard_library
 from capibench.quantization.quality import compare, evaluate_pair
+from capibench.quantization.random_tokens import RandomTokens
 from capibench.quantization.round_to_nearest import RoundToNearest
 
 NUM_TOKENS, WINDOW = 1000, 128
+NEAREST = [(2, 64), (3, 128), (3, 64), (3, 32), (4, 64), (8, 64)]
+TOKENS = RandomTokens(num_samples=32, sequence_tokens=64, damp_percent=0.05, seed=0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,16 +32,18 @@ def nano():
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """(bits, group size) → bytes on disk, mean divergence, ratio of perplexities."""
+    """(bits, group size, feedback or not) → bytes on disk, mean divergence, ratio of
+    perplexities."""
     texts = standard_library(ArtifactStore(tmp_path_factory.mktemp("store")), 40, 1, "code").texts
     baseline, found = nano(), {}
-    for bits, group_size in [(2, 64), (3, 128), (3, 64), (3, 32), (4, 64), (8, 64)]:
+    nearest = [(bits, group, None) for bits, group in NEAREST]
+    for bits, group_size, feedback in [*nearest, (3, 128, TOKENS)]:
         folder = tmp_path_factory.mktemp(f"{bits}-{group_size}")
-        method = RoundToNearest(bits, group_size, True, ["lm_head"], 32)
+        method = RoundToNearest(bits, group_size, True, feedback, ["lm_head"], 32)
         method.quantize(nano(), [], folder)
         quantized, _ = method.load(nano(), folder)
         figures = compare(*evaluate_pair(baseline, quantized, texts, NUM_TOKENS, WINDOW))
-        found[bits, group_size] = (
+        found[bits, group_size, feedback is not None] = (
             file_bytes(folder),
             figures["kl_mean"]["value"],
             figures["perplexity_ratio"]["value"],
@@ -47,7 +52,7 @@ def measured(tmp_path_factory):
 
 
 def test_bits_order_size_and_quality(measured):
-    rising = [measured[bits, 64] for bits in (2, 3, 4, 8)]
+    rising = [measured[bits, 64, False] for bits in (2, 3, 4, 8)]
     size, divergence, perplexity = zip(*rising, strict=True)
     assert list(size) == sorted(set(size))
     assert list(divergence) == sorted(set(divergence), reverse=True)
@@ -57,6 +62,13 @@ def test_bits_order_size_and_quality(measured):
 
 def test_group_sizes_order_size_and_quality(measured):
     """At 3 bits, where the group decides most."""
-    size, divergence, _ = zip(*(measured[3, group] for group in (128, 64, 32)), strict=True)
+    size, divergence, _ = zip(*(measured[3, group, False] for group in (128, 64, 32)), strict=True)
     assert list(size) == sorted(set(size))
     assert list(divergence) == sorted(set(divergence), reverse=True)
+
+
+def test_making_errors_good_keeps_the_size_and_most_of_the_quality(measured):
+    nearest, fed = measured[3, 128, False], measured[3, 128, True]
+    assert fed[0] == pytest.approx(nearest[0], abs=100)  # names of settings in the seal
+    assert fed[1] < 0.6 * nearest[1]
+    assert abs(fed[2] - 1) < 0.5 * (nearest[2] - 1)

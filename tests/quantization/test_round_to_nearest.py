@@ -23,8 +23,10 @@ from capibench.quantization.round_to_nearest import RoundToNearest
 from capibench.quantization.rounding import round_to_nearest
 
 
-def method(bits=4, group_size=32, symmetric=True, skip=("lm_head",), packed_max_rows=8):
-    return RoundToNearest(bits, group_size, symmetric, list(skip), packed_max_rows)
+def method(
+    bits=4, group_size=32, symmetric=True, skip=("lm_head",), packed_max_rows=8, feedback=None
+):
+    return RoundToNearest(bits, group_size, symmetric, feedback, list(skip), packed_max_rows)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,8 @@ def test_a_checkpoint_holds_the_integers(source, tmp_path, bits, precision, symm
     assert len(layers) == 14
     for name, layer in layers.items():
         assert torch.equal(
-            layer.dequantized_weight(), m.round(original[name].weight).dequantized()
+            layer.dequantized_weight(),
+            round_to_nearest(original[name].weight, bits, 32, symmetric).dequantized(),
         ), name
     assert f"14 layers of {bits} bits" in kernel
     assert "lm_head (skip_modules)" in kernel
@@ -157,7 +160,7 @@ from pathlib import Path
 from capibench.model.hf import HfModel
 from capibench.quantization.round_to_nearest import RoundToNearest
 torch.set_num_threads(1)
-method = RoundToNearest(4, 32, True, ["lm_head"], 8)
+method = RoundToNearest(4, 32, True, None, ["lm_head"], 8)
 model, _ = method.load(HfModel(sys.argv[1], "fp32").load(), Path(sys.argv[2]))
 with torch.no_grad():
     numpy.save(sys.argv[3], model.module(torch.arange(20)[None] * 11 % 256).logits.numpy())
@@ -280,6 +283,8 @@ def test_choices_and_their_parameters(choice):
     assert choice("quantization", "none").params() == {"method": "none"}
     assert choice("quantization", "int8").params()["method"] == "int8"
     assert choice("quantization", "int4").params()["method"] == "int4"
+    assert choice("quantization", "int4").params()["feedback"] == "random_tokens"
+    assert "feedback" not in choice("quantization", "int4", feedback=None).params()
     assert choice("quantization", "int4", bits=3).params()["method"] == "int3"
     with pytest.raises(ConfigError, match=r"quantization.bits: got 5; expected one of 2, 3, 4, 8"):
         choice("quantization", "int4", bits=5)
