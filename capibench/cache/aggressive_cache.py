@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -32,7 +31,7 @@ from capibench.cache.cache_arguments import (
 from capibench.cache.choice import check_jitter, check_quotas
 from capibench.cache.compression import Compression
 from capibench.cache.computations import Address, Computations, Wanted
-from capibench.cache.keys import CacheType, cache_key
+from capibench.cache.keys import CacheType, KeyPrefix, cache_key
 from capibench.cache.l1 import L1
 from capibench.cache.l2 import L2
 from capibench.cache.public_stats import public_stats
@@ -49,8 +48,7 @@ DEFAULT_TTL_SECONDS: Mapping[CacheType, float] = {
     CacheType.METADATA: 3600.0,
 }
 Tags = Sequence[str] | Callable[[Any], Sequence[str]]
-_KEYS_MEMOIZED = 1 << 14
-_COMPRESSION = Compression(level=3, min_saving=0.1, dictionary_kib=16, num_samples=256)
+_COMPRESSION = Compression(level=1, min_saving=0.1, dictionary_kib=16, num_samples=256)
 
 
 class AggressiveCache:
@@ -145,7 +143,7 @@ class AggressiveCache:
             self._tiers, self._now, serves_stale=stale_while_revalidate_seconds > 0
         )
         self._is_shut_down = False
-        self._address = self._addressing(epoch)
+        self._start_epoch(epoch)
 
     def set(
         self,
@@ -187,9 +185,10 @@ class AggressiveCache:
         """The value kept under this key and type, as a copy of its own, or `default`."""
         if self._is_shut_down:
             self._check_open()
-        kind, digest, _ = (
-            self._address(cache_type, key) if type(key) is str else self._locate(key, cache_type)
-        )
+        if type(key) is str and type(cache_type) is CacheType:  # most are: no call to spare
+            kind, digest = cache_type, self._str_key[cache_type](key)
+        else:
+            kind, digest, _ = self._locate(key, cache_type)
         value, tier, _ = self._tiers.lookup(kind, digest, self._now())
         return value if tier == "l1" or tier == "l2" else default
 
@@ -253,7 +252,7 @@ class AggressiveCache:
         """From now on values rest on something else: what was kept is removed (how many entries),
         and what is being computed now will not be served."""
         self._check_open()
-        self._address = self._addressing(epoch)
+        self._start_epoch(epoch)
         return self._tiers.clear()
 
     def clear(self) -> int:
@@ -286,23 +285,16 @@ class AggressiveCache:
     ) -> None:
         self.shutdown()
 
-    def _addressing(self, epoch: str) -> Callable[[CacheType, str], Address]:
-        """From type and str key to where its entry is; remembers what it has hashed lately."""
+    def _start_epoch(self, epoch: str) -> None:
         if not isinstance(epoch, str):
             raise ConfigError("epoch", f"got {epoch!r}; expected a str")
-
-        @lru_cache(_KEYS_MEMOIZED)
-        def address(kind: CacheType, name: str) -> Address:
-            checked = checked_type(kind)
-            return Address(checked, cache_key(checked, epoch, "str", name), name)
-
         self._epoch = epoch
-        return address
+        self._str_key = {kind: KeyPrefix(kind, epoch, "str").key for kind in CacheType}
 
     def _locate(self, key: Key, cache_type: CacheType) -> Address:
-        if type(key) is str:
-            return self._address(cache_type, key)
         kind = checked_type(cache_type)
+        if type(key) is str:
+            return Address(kind, self._str_key[kind](key), key)
         return Address(kind, cache_key(kind, self._epoch, *key_parts(key)), "")
 
     def _wanted(

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 
 _BYTES, _STR, _JSON, _ARRAY, _HALF, _NESTED = b"b", b"s", b"j", b"a", b"h", b"n"
+_IS_BYTES, _IS_STR, _IS_JSON = _BYTES[0], _STR[0], _JSON[0]  # as a record's item is read
 _CRC_BYTES = 4
+_HEAD_BYTES = _CRC_BYTES + 1  # and the tag
 _PLAIN_DTYPE_KINDS = "biufcSUmM"  # no object, no structured, no extension dtypes
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _MARK = "\0"  # the one key of a JSON object that stands for what JSON has not
 
 
@@ -51,7 +54,7 @@ def decode(record: bytes) -> Any:
     Raises:
         DamagedError: the checksum does not fit.
     """
-    body = memoryview(record)[_CRC_BYTES:]
+    body = record[_CRC_BYTES:]
     if not body or zlib.crc32(body) != int.from_bytes(record[:_CRC_BYTES], "little"):
         raise DamagedError(f"checksum of a record of {len(record)} bytes does not fit")
     return decode_trusted(record)
@@ -60,21 +63,21 @@ def decode(record: bytes) -> Any:
 def decode_trusted(record: bytes) -> Any:
     """The value of a record whose bytes are known to be whole: they never left this process's
     memory, or another checksum covers them."""
-    tag = record[4:5]
-    if tag == _BYTES:
-        return record[5:]
-    if tag == _STR:
-        return record[5:].decode("utf-8", "surrogatepass")
-    if tag == _JSON:
-        return json.loads(record[5:])
-    payload = memoryview(record)[5:]
-    if tag == _ARRAY:
+    tag = record[_CRC_BYTES]
+    if tag == _IS_BYTES:
+        return record[_HEAD_BYTES:]
+    if tag == _IS_STR:
+        return record[_HEAD_BYTES:].decode("utf-8", "surrogatepass")
+    if tag == _IS_JSON:
+        return json.loads(record[_HEAD_BYTES:].decode("ascii"))
+    payload = memoryview(record)[_HEAD_BYTES:]
+    if tag == _ARRAY[0]:
         return _array(payload)
-    if tag == _HALF:
+    if tag == _HALF[0]:
         return _array(payload).astype(np.float32)
-    if tag == _NESTED:
+    if tag == _NESTED[0]:
         return _nested(payload)
-    raise DamagedError(f"unknown type tag {tag!r}")
+    raise DamagedError(f"unknown type tag {tag}")
 
 
 def is_text(record: bytes) -> bool:
@@ -104,7 +107,7 @@ def _body(value: object, half: bool) -> bytes:
 
 
 def _dumped(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return _to_json(value).encode("ascii")
 
 
 def _marked(value: object, blobs: list[bytes]) -> object:

@@ -7,6 +7,7 @@ embedder, index and prompt, and every parameter that matters.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from enum import StrEnum
 
 KEY_BYTES = 16
@@ -22,6 +23,21 @@ class CacheType(StrEnum):
     METADATA = "metadata"  # what is known about something else
 
 
+class KeyPrefix:
+    """What many keys begin with, hashed once: starting BLAKE2b costs more than a short name."""
+
+    __slots__ = ("_begin",)
+
+    def __init__(self, kind: CacheType, *parts: str) -> None:
+        self._begin = _hashed(kind, parts).copy
+
+    def key(self, last: str) -> bytes:
+        """`cache_key` of the prefix's type, its parts and `last`."""
+        digest = self._begin()
+        digest.update(_framed(last))
+        return digest.digest()
+
+
 def cache_key(kind: CacheType, *parts: str) -> bytes:
     """BLAKE2b-128 of the type and all parts; each is preceded by its length, so that no two
     different lists of parts are the same bytes (`("ab",)`, `("a", "b")` and `("", "ab")` differ).
@@ -29,11 +45,24 @@ def cache_key(kind: CacheType, *parts: str) -> bytes:
     Raises:
         TypeError: a part is not a string (1 and "1" must not meet in one key).
     """
-    framed: list[bytes] = []
-    for part in (kind.value, *parts):
-        if not isinstance(part, str):
-            raise TypeError(f"cache_key: got {part!r} ({type(part).__name__}); expected str parts")
-        encoded = part.encode("utf-8", "surrogatepass")
-        framed += (len(encoded).to_bytes(8, "little"), encoded)
-    whole = b"".join(framed)
-    return hashlib.blake2b(whole, digest_size=KEY_BYTES, person=b"capibench.cache").digest()
+    return _hashed(kind, parts).digest()
+
+
+def _hashed(kind: CacheType, parts: Sequence[str]) -> hashlib.blake2b:
+    digest = _OF_TYPE[kind].copy()
+    for part in parts:
+        digest.update(_framed(part))
+    return digest
+
+
+def _framed(part: str) -> bytes:
+    if not isinstance(part, str):
+        raise TypeError(f"cache_key: got {part!r} ({type(part).__name__}); expected str parts")
+    encoded = part.encode("utf-8", "surrogatepass")
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+_OF_TYPE = {
+    kind: hashlib.blake2b(_framed(kind.value), digest_size=KEY_BYTES, person=b"capibench.cache")
+    for kind in CacheType
+}

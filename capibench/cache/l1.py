@@ -56,6 +56,10 @@ class L1:
         """To count something in."""
         return self._residents.counters_of(kind)
 
+    def capacity_of(self, kind: CacheType) -> int:
+        """Bytes that entries of one type may take, at most."""
+        return self._residents.capacity_of(kind)
+
     def __len__(self) -> int:
         return len(self._residents)
 
@@ -115,10 +119,11 @@ class L1:
             if key in self._residents:
                 self._residents.drop(key)
             self._residents.stale(now)
-            may_enter, displaced = self._residents.make_room(key, entry, now)
+            size = self._residents.size_of(key, entry, len(entry.record))
+            may_enter, displaced = self._residents.make_room(key, entry, size, now)
             if not may_enter:
                 return [*displaced, (key, entry)]
-            self._residents.insert(key, entry, now)
+            self._residents.insert(key, entry, size, now)
             counter = self._residents.counters_of(entry.kind)
             counter.stored += 1
             counter.stored_bytes += len(entry.record)

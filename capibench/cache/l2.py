@@ -25,15 +25,17 @@ from capibench.cache.l2_record import (
     StoredRecord,
     claimed_kind,
     pack_record,
+    packed_value,
     unpack_record,
 )
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.residents import Counters, Entry, Residents
+from capibench.cache.residents import Counters, Entry, Residents, with_record
 from capibench.cache.rocks import RocksStore
 
 # What is not a record has a key of another length than records have.
 _DICTIONARY, _READS = b"dictionary/", b"reads/"
 _READS_KEPT_PER_ENTRY = 4
+_new = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 
 
 class L2:
@@ -97,6 +99,10 @@ class L2:
     def first_error(self) -> str | None:
         return self._store.first_error
 
+    def capacity_of(self, kind: CacheType) -> int:
+        """Bytes that entries of one type may take, at most."""
+        return self._residents.capacity_of(kind)
+
     def __len__(self) -> int:
         return len(self._residents)
 
@@ -109,33 +115,38 @@ class L2:
         """The value of `key`, or None when there is none, it is stale, damaged or unreadable."""
         with self._lock:
             resident = self._residents.get(key)
-            counter = self._residents.counters_of(kind)
             if resident is None:
-                counter.misses += 1
-                return None
-            if now >= resident.entry.expires_s:
-                counter.expired += 1
-                counter.misses += 1
+                return self._missed(kind)
+            entry = resident.entry
+            if now >= entry.expires_s:
+                resident.counters.expired += 1
                 self._drop(key)
-                return None
-            if now >= resident.entry.fresh_until_s and not allow_stale:
-                counter.misses += 1
-                return None
+                return self._missed(kind)
+            is_stale = now >= entry.fresh_until_s
+            if is_stale and not allow_stale:
+                return self._missed(kind)
             try:
                 stored = self._store.read(key)
                 if stored is None:
-                    counter.misses += 1
                     self._drop(key)
-                    return None
-                found = self._found(unpack_record(key, stored))
+                    return self._missed(kind)
+                value, record = self._unpacked(entry.kind, *packed_value(key, stored))
             except DamagedError:
-                counter.damaged += 1
-                counter.misses += 1
+                resident.counters.damaged += 1
                 self._drop(key)
-                return None
-            self._residents.count_hit(key, len(found.entry.record), now)
+                return self._missed(kind)
+            resident.record_bytes = len(record)
+            resident.hits += 1
+            if is_stale:
+                resident.counters.stale_hits += 1
+            resident.on_hit(key, now)
             self._note_read(key, now)
-            return found
+            return _new(Found, (value, with_record(entry, record)))
+
+    def _missed(self, kind: CacheType) -> Found | None:
+        """Count a miss; None, for `get` to return."""
+        self._residents.counters_of(kind).misses += 1
+        return None
 
     def peek(self, key: bytes, now: float) -> Entry | None:
         """The entry of `key` if it is fresh and whole; nothing is counted, and no read noted."""
@@ -147,7 +158,8 @@ class L2:
                 stored = self._store.read(key)
                 if stored is None:
                     return None
-                return self._found(unpack_record(key, stored)).entry
+                _, record = self._unpacked(resident.entry.kind, *packed_value(key, stored))
+                return with_record(resident.entry, record)
             except DamagedError:
                 return None
 
@@ -158,25 +170,26 @@ class L2:
         again (an SSD wears out by writing); to the policy it enters anew.
         """
         with self._lock:
-            if self._residents.expires_s(key) == entry.expires_s:
-                self._residents.renew(key, now)
-                self._note_read(key, now)
-                return True
-            if key in self._residents:
+            known = self._residents.get(key)
+            if known is not None:
+                if known.entry.expires_s == entry.expires_s:
+                    self._residents.renew(key, now)
+                    self._note_read(key, now)
+                    return True
                 self._drop(key)
             for stale in self._residents.stale(now):
                 self._store.delete(stale)
             codec, packed = self._packed(entry)
-            stored = entry._replace(record=packed)
-            size = self._residents.size_of(key, stored)
-            may_enter, victims = self._residents.make_room(key, stored, now)
+            size = self._residents.size_of(key, entry, len(packed))
+            may_enter, victims = self._residents.make_room(key, entry, size, now)
             for victim, _ in victims:
                 self._store.delete(victim)
-            record = StoredRecord(stored, codec, len(entry.record), self._num_events, now)
-            if not may_enter or not self._store.write(key, pack_record(key, record)):
+            if not may_enter or not self._store.write(
+                key, pack_record(key, entry, codec, packed, self._num_events, now)
+            ):
                 return False
             self._num_events += 1
-            self._residents.insert(key, entry._replace(record=b""), now, size)
+            self._residents.insert(key, with_record(entry, b""), size, now)
             counter = self._residents.counters_of(entry.kind)
             counter.stored += 1
             counter.stored_bytes += len(packed)
@@ -248,7 +261,7 @@ class L2:
             self._store.close()
 
     def _rebuild(self, now: float) -> None:
-        inserted: dict[bytes, StoredRecord] = {}
+        inserted: dict[bytes, tuple[StoredRecord, int]] = {}  # without its bytes, and their charge
         events: list[tuple[int, float, bytes]] = []
         useless: list[bytes] = []
         for key, stored in self._store.scan():
@@ -268,21 +281,20 @@ class L2:
                 if record.inserted_s > now:
                     useless.append(key)
                     continue
-                size = self._residents.size_of(key, record.entry)
-                small = record.entry._replace(record=size.to_bytes(8, "little"))
-                inserted[key] = record._replace(entry=small)
+                size = self._residents.size_of(key, record.entry, len(record.entry.record))
+                small = record._replace(entry=with_record(record.entry, b""))
+                inserted[key] = (small, size)
                 events.append((record.event, record.inserted_s, key))
         self._blocks.sort()
         events.sort()
         last_s = 0.0
         for event, at_s, key in events:
             self._num_events, last_s = event + 1, max(last_s, at_s)
-            of = inserted.get(key)
-            if of is None:
+            if key not in inserted:
                 continue
+            of, size = inserted[key]
             if of.event == event:
-                size = int.from_bytes(of.entry.record, "little")
-                self._residents.insert(key, of.entry._replace(record=b""), at_s, size)
+                self._residents.insert(key, of.entry, size, at_s)
             elif of.event < event:
                 self._residents.replay_hit(key, at_s)
         for key in (*useless, *self._residents.evict_surplus(last_s)):
@@ -305,13 +317,14 @@ class L2:
                 self._compressor.load_dictionary(entry.kind, dictionary)
         return self._compressor.pack(entry.kind, entry.record)
 
-    def _found(self, stored: StoredRecord) -> Found:
-        """Value and entry of a whole record; what was compressed is checked once more."""
-        entry = stored.entry
-        if stored.codec == RAW:
-            return Found(decode_trusted(entry.record), entry)
-        record = self._compressor.unpack(entry.kind, stored.codec, entry.record, stored.num_bytes)
-        return Found(decode(record), entry._replace(record=record))
+    def _unpacked(
+        self, kind: CacheType, codec: int, packed: bytes, num_bytes: int
+    ) -> tuple[Any, bytes]:
+        """A value and its record; what was compressed is checked once more."""
+        if codec == RAW:
+            return decode_trusted(packed), packed
+        record = self._compressor.unpack(kind, codec, packed, num_bytes)
+        return decode(record), record
 
     def _note_read(self, key: bytes, now: float) -> None:
         block = self._accesses.note(key, self._num_events, now)

@@ -18,9 +18,12 @@ from capibench.cache.residents import Entry
 
 # type, codec, event number, cost_s, inserted_s, expires_s, fresh_until_s, label and record bytes
 _HEADER = struct.Struct("<BBQddddIQ")
+_READ = struct.Struct("<IxB40xIQ")  # checksum, codec, label and record bytes: what a read needs
 _CRC_BYTES = 4
 _LABELS_START = _CRC_BYTES + _HEADER.size
 _KINDS = tuple(CacheType)  # new types are appended: a record stores the position
+_POSITIONS = {kind: position for position, kind in enumerate(_KINDS)}
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 OVERHEAD_BYTES = _LABELS_START + 16  # ours, and RocksDB's own per record
 
 
@@ -34,25 +37,38 @@ class StoredRecord(NamedTuple):
     inserted_s: float
 
 
-def pack_record(key: bytes, stored: StoredRecord) -> bytes:
-    """The bytes to write under `key`."""
-    entry = stored.entry
-    labels = b""
-    if entry.name or entry.tags:
-        labels = json.dumps([entry.name, entry.tags], separators=(",", ":")).encode("ascii")
+def pack_record(
+    key: bytes, entry: Entry, codec: int, packed: bytes, event: int, inserted_s: float
+) -> bytes:
+    """The bytes to write under `key`; `packed` is the entry's record as `codec` leaves it."""
+    kind, record, cost_s, expires_s, fresh_until_s, name, tags = entry
+    labels = _to_json([name, tags]).encode("ascii") if name or tags else b""
     header = _HEADER.pack(
-        _KINDS.index(entry.kind),
-        stored.codec,
-        stored.event,
-        entry.cost_s,
-        stored.inserted_s,
-        entry.expires_s,
-        entry.fresh_until_s,
+        _POSITIONS[kind],
+        codec,
+        event,
+        cost_s,
+        inserted_s,
+        expires_s,
+        fresh_until_s,
         len(labels),
-        stored.num_bytes,
+        len(record),
     )
-    crc = zlib.crc32(entry.record, zlib.crc32(labels, zlib.crc32(header, zlib.crc32(key))))
-    return b"".join((crc.to_bytes(_CRC_BYTES, "little"), header, labels, entry.record))
+    crc = zlib.crc32(packed, zlib.crc32(labels, zlib.crc32(header, zlib.crc32(key))))
+    return b"".join((crc.to_bytes(_CRC_BYTES, "little"), header, labels, packed))
+
+
+def packed_value(key: bytes, stored: bytes) -> tuple[int, bytes, int]:
+    """Codec, packed bytes and unpacked size of the value: all that a read does not know already.
+
+    Raises:
+        DamagedError: a checksum does not fit, or the record is another key's.
+    """
+    if len(stored) >= _LABELS_START:
+        crc, codec, label_bytes, num_bytes = _READ.unpack_from(stored)
+        if zlib.crc32(stored[_CRC_BYTES:], zlib.crc32(key)) == crc:
+            return codec, stored[_LABELS_START + label_bytes :], num_bytes
+    raise DamagedError(f"a record of {len(stored)} bytes is not what was stored under its key")
 
 
 def unpack_record(key: bytes, stored: bytes) -> StoredRecord:
@@ -61,11 +77,7 @@ def unpack_record(key: bytes, stored: bytes) -> StoredRecord:
     Raises:
         DamagedError: a checksum does not fit, or the record is another key's.
     """
-    whole = memoryview(stored)
-    if len(stored) < _LABELS_START or zlib.crc32(
-        whole[_CRC_BYTES:], zlib.crc32(key)
-    ) != int.from_bytes(stored[:_CRC_BYTES], "little"):
-        raise DamagedError(f"a record of {len(stored)} bytes is not what was stored under its key")
+    packed_value(key, stored)
     kind, codec, event, cost_s, inserted_s, expires_s, fresh_until_s, label_bytes, num_bytes = (
         _HEADER.unpack_from(stored, _CRC_BYTES)
     )

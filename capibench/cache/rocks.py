@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from rocksdict import DBCompressionType, DBRecoveryMode, Options, Rdict
+from rocksdict import BlockBasedOptions, DBCompressionType, DBRecoveryMode, Options, Rdict
 
 from capibench.cache.envelope import DamagedError
 from capibench.errors import ConfigError
@@ -20,6 +20,7 @@ from capibench.errors import ConfigError
 _LOG = logging.getLogger(__name__)
 # Bytes in another layout are another folder: never read, never in the way.
 FORMAT_FOLDER = "format_2"
+_FILTER_BITS = 10  # per key, in RAM; one in a hundred files is looked into in vain
 _WRITES_PER_CHMOD = 4096  # RocksDB makes its files with the process's own mask
 
 
@@ -202,6 +203,9 @@ def _options() -> Options:
     # of a deletion, would bring back what was invalidated. A log's torn end is a kill's own work.
     options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
     options.set_write_buffer_size(8 << 20)  # a killed store reopens soon
+    table = BlockBasedOptions()
+    table.set_bloom_filter(_FILTER_BITS, False)  # a read passes by the files that hold other keys
+    options.set_block_based_table_factory(table)
     options.set_max_background_jobs(2)
     options.set_keep_log_file_num(1)
     return options

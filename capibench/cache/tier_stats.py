@@ -42,6 +42,8 @@ def _tier(tier: L1 | L2, kinds: Collection[CacheType]) -> dict[str, Any]:
     counters = tier.counters
     by_type = {kind.value: asdict(counters[kind]) for kind in kinds}
     totals = _summed(by_type.values()) or asdict(Counters())
+    for kind in kinds:
+        by_type[kind.value]["capacity_bytes"] = tier.capacity_of(kind)
     # Reopened entries of types that are off still take room until they are evicted or expire.
     totals |= {"bytes": tier.num_bytes, "entries": len(tier)}
     return {

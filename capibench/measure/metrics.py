@@ -248,6 +248,27 @@ METRICS: tuple[Metric, ...] = (
         )
     ),
     _fact(
+        "cache.result.belady_hit_rate",
+        "share",
+        "neither",
+        "What a cache that knows the future would have hit with as many whole answers as fit into "
+        "the tiers: the ceiling beside the hit rate.",
+    ),
+    _fact(
+        "cache.result.infinite_hit_rate",
+        "share",
+        "neither",
+        "Share of those look-ups whose question had been asked before: what a cache that never "
+        "forgets would have hit.",
+    ),
+    _fact(
+        "cache.saved_s",
+        "s",
+        "neither",
+        "Seconds that computing what the cache served, of all types, took when it was computed; "
+        "warm-up included.",
+    ),
+    _fact(
         "cache.semantic.false_hit_rate",
         "share",
         "lower",

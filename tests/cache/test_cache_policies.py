@@ -102,10 +102,11 @@ def replay(name: str, operations: list[tuple[str, int, int, float]]) -> list[obj
         if operation == "wait":
             now += ttl_s if ttl_s < math.inf else 1.0
         elif operation == "get":
-            hit = residents.is_fresh(key, now)
+            resident = residents.get(key)
+            hit = resident is not None and now < resident.entry.expires_s
             seen.append(hit)
             if hit:
-                residents.count_hit(key, 1, now)
+                residents.replay_hit(key, now)
         elif operation == "remove" and key in residents:
             residents.drop(key)
         elif operation == "put":
@@ -113,9 +114,10 @@ def replay(name: str, operations: list[tuple[str, int, int, float]]) -> list[obj
                 residents.drop(key)
             residents.stale(now)
             entry = Entry(KIND, bytes(size), 1.0, now + ttl_s)
-            may_enter, _ = residents.make_room(key, entry, now)
+            size = residents.size_of(key, entry, len(entry.record))
+            may_enter, _ = residents.make_room(key, entry, size, now)
             if may_enter:
-                residents.insert(key, entry, now)
+                residents.insert(key, entry, size, now)
         assert set(residents.keys()) == watched.resident
         assert residents.num_bytes <= residents.capacity_bytes
         assert residents.counters[KIND].bytes == residents.num_bytes

@@ -29,11 +29,12 @@ class Documents:
         return [f"doc{number}" for number in self.of(question)]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_no_stale_answer_in_thousands_of_random_interleavings(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_no_stale_answer_in_thousands_of_random_steps(tmp_path: Path, seed: int) -> None:
     """Coroutines read their documents, wait, and answer; meanwhile documents change and are
     invalidated, by tag, glob, key, epoch or all at once. Every answer is at least as new as the
-    documents were when it was asked for. 2,600 steps a seed, four seeds."""
+    documents were when it was asked for. `experiments/005-caching/faults.py` does the same in ten
+    thousand interleavings."""
     rng = np.random.default_rng(seed)
     documents = Documents(6)
     num_computed, num_answers = 0, 0
@@ -77,7 +78,7 @@ def test_no_stale_answer_in_thousands_of_random_interleavings(tmp_path: Path, se
 
     async def main() -> None:
         pending: set[asyncio.Task[None]] = set()
-        for _ in range(2600):
+        for _ in range(1300):
             if rng.random() < 0.1:
                 change()
             else:
@@ -90,7 +91,7 @@ def test_no_stale_answer_in_thousands_of_random_interleavings(tmp_path: Path, se
         await asyncio.gather(*pending)
 
     asyncio.run(main())
-    assert num_answers > 2000
+    assert num_answers > 1000
     assert num_computed < 0.8 * num_answers, "it does cache"
     cache.shutdown()
 

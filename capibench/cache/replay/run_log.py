@@ -6,8 +6,9 @@
                   the look-ups of vector and model output needless
 
 Costs are the seconds that the stages of the request took, without waiting; a request that a cache
-answered has those of the last one that was computed for the same key. Sizes are those of the
-RAM tier. An entry is taken to be stored when it was asked for, not when it was ready.
+answered has those of the last one that was computed for the same key. Sizes are those of the RAM
+tier without names and tags. An entry is taken to be stored when it was asked for, not when it was
+ready.
 """
 
 from __future__ import annotations
