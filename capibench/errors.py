@@ -69,7 +69,7 @@ class RequestShed(Rejected):
 
 
 class DeadlinePassed(RequestFailed):
-    """The deadline passed while the request was still waiting; its slot was freed."""
+    """The answer was due while the request was still waiting; its slot was freed."""
 
 
 class RequestCancelled(RequestFailed):

@@ -59,7 +59,7 @@ class Request:
     intended_s: (
         float | None
     )  # offset from load start; None in a closed loop (sent when a user is free)
-    deadline_s: float | None  # seconds after the intended time; None: no deadline
+    deadline_s: float | None  # when the answer is due, seconds after the intended time; None: never
     phase: Phase
 
 

@@ -157,13 +157,17 @@ class Batcher(Generic[T, R]):
             priority: smaller is served first.
             num_tokens: size of the content, for strategies that look at it; 0: unknown.
             max_wait_s: bounds how long a batch may be formed around this request.
-            deadline_s: absolute loop time by which it must have left the queue.
+            deadline_s: absolute loop time at which the answer is due. Who still waits then is taken
+                out of the queue, since no answer can be in time any more; strategies may give up
+                earlier who cannot be in time. What is running then goes on, and its answer is
+                delivered late: it counts as answered, but not as in time.
             wait_for_room: wait, in order of arrival, until a full queue has room.
 
         Raises:
             QueueFull: at once, when `max_queue_size` requests wait (unless it waits for room).
             ConfigError: at once, when it is larger than the composition's token budget.
-            RequestShed: the strategy gave it up, or it was overdue.
+            RequestShed: the strategy gave it up, because it could not be in time, or it was
+                overdue.
             DeadlinePassed: at the deadline, when it still waits then.
             RequestFailed: the batcher was stopped before it was served.
             Exception: whatever `process_batch` raised for this content alone, or for the batch

@@ -59,7 +59,8 @@ class DynamicBatcher(Generic[T, R]):
         max_batch_size: requests in one batch at most; for CONTINUOUS, that run at once on a worker.
         max_wait_time_ms: how long the oldest request may be held back to form a batch, where the
             strategy holds any back.
-        min_batch_size: fewer are held back until then.
+        min_batch_size: fewer are held back until then. FIXED_SIZE, which holds back what is not
+            full anyway, lets so many (2 or more) go after half of that time.
         max_queue_size: waiting requests; one more is refused, or waits for room.
         num_workers: calls of a single `process_batch` that may run at the same time.
         custom_config: further settings of the strategy, over those of its file in `conf/batching`;
@@ -167,7 +168,9 @@ class DynamicBatcher(Generic[T, R]):
 
         Args:
             max_wait_time_ms: bounds how long a batch may be formed around it.
-            deadline_ms: from now; if it still waits then, it ends as timed out.
+            deadline_ms: from now, when the answer is due. If it still waits then, it ends as timed
+                out; ADAPTIVE and PRIORITY_BASED reject it as soon as it cannot be in time. The
+                answer of a batch that runs on past it is delivered, and counts as late.
             metadata: handed to the callback.
             callback: called once with the outcome when the request has ended in whatever way; it
                 may be async. An error in it is logged and changes nothing.

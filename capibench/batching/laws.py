@@ -19,7 +19,7 @@ def broken_law(
             return f"asked at {view.now_s} s, it waits until {decision.time_s} s"
         if view.draining and decision.time_s == float("inf"):
             return "draining, it waits for ever"
-        if decision.time_s > view.items.earliest_bound_s:
+        if decision.time_s > view.items.earliest_bound_s and _has_sound_room(view, strategy):
             return f"it waits past an item's own bound of {view.items.earliest_bound_s} s"
         return None
     indices, most = decision.indices, strategy.max_batch_size
@@ -32,6 +32,13 @@ def broken_law(
         if not 1 <= len(indices) <= most - running:
             return f"a batch of {len(indices)} items; expected 1 to {most - running}"
     return _bad_indices(indices, len(view.items))
+
+
+def _has_sound_room(view: QueueView, strategy: Strategy) -> bool:
+    """Whether a worker has room and answers its batches, or none of all workers does."""
+    most = strategy.max_batch_size if strategy.joins_running else 1
+    sound = [worker for worker in view.workers if not worker.num_failures]
+    return not sound or any(worker.num_running < most for worker in sound)
 
 
 def _bad_indices(indices: Sequence[int], waiting: int) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import median
 
 MEMORY = 15  # batches per cell: odd, so that the median is one of them; 8 new ones turn it round
@@ -77,6 +77,12 @@ class LearnedService:
         proportion = other.seconds(size) / edge_s if (edge_s := other.seconds(edge)) > 0 else 1.0
         return row.seconds(edge) * proportion
 
+    def trusted_s(self, longest: int) -> Mapping[int, float]:
+        """Of the sizes that are well known at such a length what `seconds` says; for those who ask
+        often. It changes with `observe`."""
+        row = self._rows.get(longest.bit_length())
+        return {} if row is None else row.trusted_s
+
     def shortest_s(self) -> float:
         """No batch is expected to take less; 0 while too little is known to say so."""
         if self._num_batches < TRUSTED:
@@ -87,6 +93,10 @@ class LearnedService:
         """Whether enough batches of this size ran for their median to mean something."""
         known = self._by_size.get(size)
         return known is not None and known.count >= TRUSTED
+
+    def is_fresh(self, size: int) -> bool:
+        """Whether it is trusted and ran not too long ago."""
+        return self.is_trusted(size) and self._num_batches - self._last_ran[size] < STALE
 
     def hopeful(self, sizes: Iterable[int]) -> int | None:
         """A size that may have the best rate of all: one batch more would tell. None: there is
@@ -116,13 +126,15 @@ class LearnedService:
     def hardly_known(self, sizes: Iterable[int]) -> int | None:
         """A size of few batches or none, or else the one that ran longest ago, if that is long
         ago. None: all are well and freshly known."""
-        wanting = [
-            (min(self._by_size[size].count, TRUSTED) if size in self._by_size else 0, ran, size)
-            for size in sizes
-            if not self.is_trusted(size) or self._num_batches - self._last_ran[size] >= STALE
-            for ran in (self._last_ran.get(size, 0),)
-        ]
-        return min(wanting)[2] if wanting else None
+        best: tuple[int, int, int] | None = None
+        for size in sizes:
+            known, ran = self._by_size.get(size), self._last_ran.get(size, 0)
+            count = 0 if known is None else known.count
+            if count < TRUSTED or self._num_batches - ran >= STALE:
+                wanting = min(count, TRUSTED), ran, size
+                if best is None or wanting < best:
+                    best = wanting
+        return None if best is None else best[2]
 
 
 class _Row:
@@ -177,18 +189,16 @@ class _Row:
 class _Recent:
     """The last few values and their median."""
 
-    __slots__ = ("_values", "median")
+    __slots__ = ("_values", "count", "median")
 
     def __init__(self) -> None:
         self._values: deque[float] = deque(maxlen=MEMORY)
+        self.count = 0
         self.median = 0.0
-
-    @property
-    def count(self) -> int:
-        return len(self._values)
 
     def add(self, value: float) -> None:
         self._values.append(value)
+        self.count = len(self._values)
         self.median = median(self._values)
 
     def per_s(self, size: int) -> float:

@@ -7,7 +7,7 @@ and keeps, for every number of served requests, the few unfinished schedules tha
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,17 +50,18 @@ def lookahead_schedule(
     """
     lines = _lines(release_s, due_s)
     arrivals = np.sort(release_s).tolist()
-    plans: list[list[_Plan]] = [[] for _ in range(len(arrivals) + 1)]
-    plans[0].append(_Plan(float("-inf"), (0,) * len(lines), None, None))
-    best = plans[0][0]
-    for served in range(len(plans)):
-        for plan in _first_free(plans[served], width):
+    beams = [_Beam(width) for _ in range(len(arrivals) + 1)]  # by number of served requests
+    best = _Plan(float("-inf"), (0,) * len(lines), None, None)
+    beams[0].add(best)
+    for served, beam in enumerate(beams):
+        for plan in beam.plans:
             best = plan  # of the highest number served so far
-            for size, second in enumerate(service_s, start=1):
-                longer = _extended(plan, size, second, lines, arrivals)
-                if longer is not None:
-                    plans[served + size].append(longer)
-        plans[served] = []
+            for size, second in enumerate(service_s[: len(arrivals) - served], start=1):
+                start = _start(plan, size, second, lines, arrivals)
+                if start is not None and beams[served + size].has_room(start[0] + second):
+                    batched = _batched(plan, size, start[0], start[0] + second, lines, start[1])
+                    beams[served + size].add(batched)
+        beam.plans = []
     batches = []
     while best.before is not None:
         assert best.last is not None
@@ -81,15 +82,35 @@ def _lines(release_s: Array, due_s: Array) -> list[_Line]:
     return lines
 
 
-def _first_free(plans: list[_Plan], width: int) -> list[_Plan]:
-    distinct = {plan.fronts: plan for plan in sorted(plans, key=lambda plan: -plan.free_s)}
-    return heapq.nsmallest(width, distinct.values(), key=lambda plan: plan.free_s)
+class _Beam:
+    """Of the plans that served equally many, the `width` which are free first; of those with the
+    same fronts only one."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self.plans: list[_Plan] = []  # by the time when they are free
+
+    def has_room(self, free_s: float) -> bool:
+        """Whether a plan that is free then may be one of them."""
+        return len(self.plans) < self._width or free_s < self.plans[-1].free_s
+
+    def add(self, plan: _Plan) -> None:
+        """Keep `plan`, if it is one of them."""
+        for at, other in enumerate(self.plans):
+            if other.fronts == plan.fronts:
+                if other.free_s <= plan.free_s:
+                    return
+                del self.plans[at]
+                break
+        insort(self.plans, plan, key=lambda one: one.free_s)
+        del self.plans[self._width :]
 
 
-def _extended(
+def _start(
     plan: _Plan, size: int, second: float, lines: list[_Line], arrivals: list[float]
-) -> _Plan | None:
-    """`plan` and one more batch of `size`, as soon as that many are there; None: it never works."""
+) -> tuple[float, list[tuple[int, int]]] | None:
+    """When one more batch of `size` starts after `plan`, as soon as that many are there, and who
+    is, by line; None: it never works."""
     start_s = plan.free_s if plan.free_s != float("-inf") else arrivals[0]
     for _ in range(_MAX_WAITS):
         spans = []  # per line: first and behind the last who is there and can end in time
@@ -99,7 +120,7 @@ def _extended(
             spans.append((low, max(low, high)))
         lacking = size - sum(high - low for low, high in spans)
         if lacking <= 0:
-            return _batched(plan, size, start_s, start_s + second, lines, spans)
+            return start_s, spans
         next_arrival = bisect_right(arrivals, start_s) + lacking - 1
         if next_arrival >= len(arrivals):
             return None

@@ -56,6 +56,7 @@ def oracle(
     service: ServiceTable,
     worker_speeds: Sequence[float] = (1.0,),
     joins_running: bool = False,
+    known: Oracle | None = None,
 ) -> Oracle:
     """Bounds on how many requests can end by `due_s`.
 
@@ -66,6 +67,8 @@ def oracle(
         worker_speeds: one per worker; a worker of speed 2 takes half the time.
         joins_running: also bound schedules in which requests join a running batch between
             iterations, which can do more than whole batches.
+        known: what was found for the same requests and workers with the other value of
+            `joins_running`, so that no schedule has to be looked for again.
 
     On one worker whose batches start and end together the bounds meet whenever deadlines are
     agreeable (all requests have the same objective, say) and larger batches take no less time.
@@ -79,15 +82,27 @@ def oracle(
     n = len(release_s)
     fastest = max(worker_speeds)
     service_s = tuple(second / fastest for second in service.batch_s)
-    if agreeable(release_s, due_s):
+    batches: Sequence[PlannedBatch]
+    if known is not None:
+        batches = known.batches
+    elif agreeable(release_s, due_s):
         batches = fifo_schedule(release_s, due_s, service_s)
     else:
         batches = lookahead_schedule(release_s, due_s, service_s, LOOKAHEAD_WIDTH)
     found = check_schedule(batches, release_s, due_s, service_s)
     if len(worker_speeds) > 1 or joins_running:
-        bound = share_bound(
-            release_s, due_s, service.share_s / sum(worker_speeds), service.alone_s / fastest
+        # A worker too slow for its best batch to be in time for anybody does without that batch.
+        longest_s = float((due_s - release_s).max()) + GRACE_S
+        rate_per_s = sum(
+            speed
+            * (
+                service.joined_rate_per_s
+                if joins_running
+                else service.rate_per_s(longest_s * speed)
+            )
+            for speed in worker_speeds
         )
+        bound = share_bound(release_s, due_s, rate_per_s, service.alone_s / fastest)
     elif agreeable(release_s, due_s) and list(service_s) == sorted(service_s):
         bound = found
     else:
@@ -202,19 +217,21 @@ def batch_bound(release_s: Array, due_s: Array, service_s: Sequence[float]) -> i
     return best
 
 
-def share_bound(release_s: Array, due_s: Array, share_s: float, alone_s: float) -> int:
+def share_bound(release_s: Array, due_s: Array, rate_per_s: float, alone_s: float) -> int:
     """Nobody serves more in time, however requests are batched, joined and spread over workers.
 
-    Split the time of every prefill and iteration equally among the requests in it: a request that
-    is served takes at least `share_s` of the time of all workers together (their speeds added up)
-    between its arrival and its deadline, and these shares do not overlap. So they are a preemptive
-    schedule of equal jobs on one machine. With agreeable deadlines (put off as in `batch_bound`)
-    earliest deadline first is in order of arrival and never preempts, and as many jobs as possible
-    end in time if each is taken that can still end in time: to give up an earlier one instead
-    leaves the machine free no sooner, since all jobs are equal (Kise, Ibaraki and Mine, "A solvable
-    case of the one-machine scheduling problem with ready and due times", Operations Research 26,
-    1978). Who has no time for `alone_s` cannot be served at all.
+    Split the time of every batch, or of every prefill and iteration, equally among the requests in
+    it, and count what a worker does as the share of a request that it completes: all workers
+    together complete at most `rate_per_s`, and each request that is served is completed between
+    its arrival and its deadline, and these shares do not overlap. So they are a preemptive schedule
+    of equal jobs on one machine. With agreeable deadlines (put off as in `batch_bound`) earliest
+    deadline first is in order of arrival and never preempts, and as many jobs as possible end in
+    time if each is taken that can still end in time: to give up an earlier one instead leaves the
+    machine free no sooner, since all jobs are equal (Kise, Ibaraki and Mine, "A solvable case of
+    the one-machine scheduling problem with ready and due times", Operations Research 26, 1978). Who
+    has no time for `alone_s` cannot be served at all.
     """
+    share_s = 1.0 / rate_per_s if rate_per_s > 0 else float("inf")
     best = len(release_s)
     for inside in _by_objective(release_s, due_s):
         release, due = _put_off(release_s[inside], due_s[inside])

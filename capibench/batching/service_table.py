@@ -17,12 +17,14 @@ class ServiceTable:
 
     A batch of n requests that starts and ends together takes `prefill_s[n - 1]` and then
     `num_steps` times `step_s[n - 1]`. A worker that requests may join takes, per iteration, the
-    prefill of those who join and one step of all who run.
+    prefill of those who join and one step of all who run. Both are one pass over the weights, so
+    beside rows that run already a prefill is shorter by `base_s`.
     """
 
     prefill_s: Sequence[float]  # [max_batch_size], 0 where there is none
     step_s: Sequence[float]  # [max_batch_size], one iteration
     num_steps: int  # iterations of every request
+    base_s: float = 0.0  # of every prefill: what a pass takes however little is in it
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -36,6 +38,11 @@ class ServiceTable:
             )
         if not all(math.isfinite(second) and second >= 0 for second in self.prefill_s):
             raise ValueError(f"prefill_s: got {list(self.prefill_s)}; expected at least 0")
+        if not 0 <= self.base_s <= min(self.prefill_s):
+            raise ValueError(
+                f"base_s: got {self.base_s}; expected 0 to the shortest prefill, "
+                f"{min(self.prefill_s)}"
+            )
         if not all(math.isfinite(second) and second > 0 for second in self.step_s):
             raise ValueError(f"step_s: got {list(self.step_s)}; expected above 0")
 
@@ -66,18 +73,29 @@ class ServiceTable:
         """Most requests per second, in batches of the size that is best for it."""
         return max(size / second for size, second in enumerate(self.batch_s, start=1))
 
+    def joined_s(self, size: int) -> float:
+        """What the prefill of `size` adds to an iteration of rows that run already."""
+        return self.prefill_s[size - 1] - self.base_s
+
+    def rate_per_s(self, within_s: float) -> float:
+        """Most requests per second in batches that take no longer than `within_s`."""
+        rates = [size / s for size, s in enumerate(self.batch_s, start=1) if s <= within_s]
+        return max(rates, default=0.0)
+
     @property
-    def share_s(self) -> float:
-        """The least of a worker's time that goes into one request, however it is batched or joined.
+    def joined_rate_per_s(self) -> float:
+        """Nobody serves more requests per second by joining, whatever runs beside what.
 
         Split the time of every prefill and step equally among the requests in it.
         """
-        return self._least_share(self.prefill_s) + self.num_steps * self._least_share(self.step_s)
+        joined_s = [self.joined_s(size) for size in range(1, self.max_batch_size + 1)]
+        share_s = self._least_share(joined_s) + self.num_steps * self._least_share(self.step_s)
+        return 1.0 / share_s
 
     @property
     def alone_s(self) -> float:
         """The least time from a request's start to its end."""
-        return min(self.prefill_s) + self.num_steps * min(self.step_s)
+        return min(self.prefill_s) - self.base_s + self.num_steps * min(self.step_s)
 
     @staticmethod
     def _least_share(seconds: Sequence[float]) -> float:

@@ -109,7 +109,8 @@ class Serving(Generic[T, R]):
         self, batch: Batch[T, R], part: Sequence[QueuedRequest[T, R]]
     ) -> Exception | None:
         """Returns what went wrong; None: all of `part` is answered and has left the worker."""
-        begin_s, size = self._now_s(), len(part)
+        size, learner = len(part), self._learner
+        begin_s = 0.0 if learner is None else self._now_s()
         try:
             results = await self._process_batch([r.content for r in part], batch.worker)
             if len(results) != size:
@@ -134,10 +135,10 @@ class Serving(Generic[T, R]):
         self._tally.answered(num_answered, num_in_time)
         batch.num_answered += num_answered
         self._leave(batch, size, done_s)
-        if self._learner is not None:
+        if learner is not None:
             tokens = [request.item.num_tokens for request in part]
             try:
-                self._learner.observe(Served(batch.worker, tokens, done_s - begin_s))
+                learner.observe(Served(batch.worker, tokens, done_s - begin_s))
             except Exception as error:  # noqa: BLE001 - it must reach the callers, not the loop's log
                 self._on_faulty_strategy(error)
         return None
@@ -153,6 +154,10 @@ class Serving(Generic[T, R]):
         """Free the places of so many of the batch's items; the last ones end it."""
         batch.num_running -= num_items
         self._workers.leave(batch.worker, num_items, now_s)
+        if batch.num_answered:
+            self._workers.answered(batch.worker)
         if not batch.num_running:
+            if batch.num_failed and not batch.num_answered:
+                self._workers.failed(batch.worker)
             self._tally.done(batch, now_s)
         self._on_room()

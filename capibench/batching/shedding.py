@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from capibench.batching.strategy import QueueView, Shed
 
+GIVEN_UP = "deadline_unreachable"  # the reason that callers and metrics are told
+
 
 class Shedding:
     """Sheds what a forecast says is lost, but never believes a forecast for ever.
@@ -47,4 +49,4 @@ class Shedding:
             if self._must_serve:
                 return None
             self._must_serve = True
-        return Shed(lost, "deadline_unreachable")
+        return Shed(lost, GIVEN_UP)

@@ -22,7 +22,7 @@ from capibench.clock import run_virtual
 from capibench.errors import RequestFailed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # asyncio writes the results of tasks out, and arrays are long
 class Offered:
     """A load: one entry per request in each array, ascending by arrival."""
 
@@ -55,7 +55,7 @@ class Offered:
         return due_s
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """What became of every request of `offered`, in its order. NaN: never happened."""
 
@@ -222,7 +222,9 @@ class _IteratingWorker:
         while self._joining or running:
             seconds = 0.0
             if self._joining:
-                seconds += self._service.prefill_s[sum(g.size for g in self._joining) - 1]
+                size = sum(group.size for group in self._joining)
+                seconds += self._service.joined_s(size)
+                seconds += 0.0 if running else self._service.base_s
                 running += self._joining
                 self._joining = []
             seconds += self._service.step_s[sum(group.size for group in running) - 1]

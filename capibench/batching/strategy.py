@@ -23,7 +23,7 @@ class WaitingItem(NamedTuple):
     num_tokens: int  # prompt tokens (or any other size); 0 where the size is unknown
     enqueued_s: float
     max_wait_s: float  # bounds batch formation; infinity: no bound of its own
-    deadline_s: float  # absolute; infinity: none
+    deadline_s: float  # absolute: when the answer is due; infinity: never
 
 
 class WaitingItems(Protocol):
@@ -47,12 +47,12 @@ class WaitingItems(Protocol):
         """The first deadline of a waiting item (infinity: none has one)."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """One worker: idle when `num_running` is 0."""
+class WorkerView(NamedTuple):
+    """One worker: idle when `num_running` is 0. A tuple, as `WaitingItem` is."""
 
     num_running: int  # items dispatched to it that are not done
     busy_since_s: float | None  # since when it has not been idle; None: it is
+    num_failures: int = 0  # batches in a row of which it answered nobody; one answer: 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,13 @@ class QueueView:
         return len(batch) == limit or len(batch) < len(self.items)
 
     def idle_worker(self) -> int:
-        """Index of the first idle worker."""
-        return next(i for i, worker in enumerate(self.workers) if worker.num_running == 0)
+        """Index of the idle worker that has failed least, the first of such. One that answers its
+        batches with errors is idle again at once, and would draw all that comes."""
+        workers = self.workers
+        if len(workers) == 1:
+            return 0
+        idle = [i for i, worker in enumerate(workers) if worker.num_running == 0]
+        return min(idle, key=lambda i: workers[i].num_failures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,8 @@ class Shed:
 
 class Strategy(Protocol):
     """Laws, tested for every strategy: valid unique indices; at its own `WaitUntil` time it
-    dispatches or names a strictly later one; draining empties the queue; FIFO within a class."""
+    dispatches or names a strictly later one; it does not wait past an item's own bound while a
+    worker has room that answers its batches; draining empties the queue; FIFO within a class."""
 
     @property
     def max_batch_size(self) -> int:

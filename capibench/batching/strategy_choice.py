@@ -47,7 +47,8 @@ def build_batching(
 
     Args:
         max_wait_ms: for whatever the strategy waits for to form a batch; one that never waits
-            does so for `min_batch_size` alone.
+            does so for `min_batch_size` alone. With a `min_batch_size` above 1, the wait for a full
+            batch (`full_wait_ms`) keeps its proportion to it in the file.
         custom_config: further values of the strategy, and of the composition under that key.
 
     Returns:
@@ -64,9 +65,12 @@ def build_batching(
     node = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path), resolve=True))
     values, composition = node["strategy"], node["composition"]
     values["max_batch_size"] = max_batch_size
+    full_share = 1.0
+    if "full_wait_ms" in values and min_batch_size > 1:
+        full_share = values["full_wait_ms"] / values["max_wait_ms"]
     for name in _WAITS:
         if name in values:
-            values[name] = float(max_wait_ms)
+            values[name] = float(max_wait_ms) * (full_share if name == "full_wait_ms" else 1.0)
     holds_back = "min_batch_size" in values
     if holds_back:
         values["min_batch_size"] = min_batch_size

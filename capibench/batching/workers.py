@@ -15,7 +15,8 @@ class Workers:
     """
 
     def __init__(self, count: int, strategy: Strategy) -> None:
-        self._strategy = strategy
+        # Items that one of them runs at once, as far as its room goes.
+        self._most = strategy.max_batch_size if strategy.joins_running else 1
         self._views = [_IDLE] * count
         self._busy_s = [0.0] * count
         self.num_busy = 0
@@ -33,7 +34,7 @@ class Workers:
             since_s = now_s
         else:
             since_s = before.busy_since_s
-        self._become(worker, WorkerView(before.num_running + num_items, since_s))
+        self._become(worker, before.num_running + num_items, since_s)
 
     def leave(self, worker: int, num_items: int, now_s: float) -> None:
         """`num_items` do not run any more."""
@@ -42,11 +43,22 @@ class Workers:
         assert running >= 0
         assert before.busy_since_s is not None
         if running:
-            self._become(worker, WorkerView(running, before.busy_since_s))
+            self._become(worker, running, before.busy_since_s)
         else:
             self.num_busy -= 1
             self._busy_s[worker] += now_s - before.busy_since_s
-            self._become(worker, _IDLE)
+            self._become(worker, 0, None)
+
+    def answered(self, worker: int) -> None:
+        """It has answered somebody: whatever it failed at before is over."""
+        before = self._views[worker]
+        if before.num_failures:
+            self._views[worker] = before._replace(num_failures=0)
+
+    def failed(self, worker: int) -> None:
+        """A batch is over, and it answered nobody in it."""
+        before = self._views[worker]
+        self._views[worker] = before._replace(num_failures=before.num_failures + 1)
 
     def num_running(self) -> int:
         """Items on all workers together."""
@@ -59,7 +71,8 @@ class Workers:
             for total_s, view in zip(self._busy_s, self._views, strict=True)
         )
 
-    def _become(self, worker: int, view: WorkerView) -> None:
-        most = self._strategy.max_batch_size if self._strategy.joins_running else 1
-        self.num_open += (view.num_running < most) - (self._views[worker].num_running < most)
-        self._views[worker] = view
+    def _become(self, worker: int, num_running: int, busy_since_s: float | None) -> None:
+        before = self._views[worker]
+        most = self._most
+        self.num_open += (num_running < most) - (before.num_running < most)
+        self._views[worker] = WorkerView(num_running, busy_since_s, before.num_failures)

@@ -166,13 +166,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000, help="in all")
     parser.add_argument("--seed", type=int, default=0)
+    known = sorted(path.stem for path in (conf_dir() / "batching").glob("*.yaml"))
+    parser.add_argument("--choices", nargs="+", choices=known, default=known, metavar="NAME")
     chosen = parser.parse_args()
-    names = sorted(path.stem for path in (conf_dir() / "batching").glob("*.yaml"))
-    each = -(-chosen.requests // (len(names) * len(LOADS) * 2))
+    each = -(-chosen.requests // (len(known) * len(LOADS) * 2))  # the same for part of the choices
     print(f"{'choice':14} load  mode         shed  past bound  (service)  held back  order")
     broken = []
     rows = []
-    for name in names:
+    for name in chosen.choices:
         for load in LOADS:
             for sheds in (False, True):
                 waits = measure(name, load, sheds, each, chosen.seed)

@@ -52,6 +52,7 @@ def measured() -> ServiceTable:
         prefill_s=[engine.base_s + engine.prefill_s_per_token * n * PROMPT_TOKENS for n in sizes],
         step_s=[engine.step_s(n) for n in sizes],
         num_steps=NEW_TOKENS - 1,  # the prefill gives the first token
+        base_s=engine.base_s,  # as conf/engine/modeled_continuous.yaml has it
     )
 
 

@@ -6,21 +6,23 @@
         --loads 0.3 0.9 --repeats 2 --requests 500                       # half a minute
 
 Writes cells.csv (a row per machine, arrivals, load, strategy and repeat), bursts.csv, table.md and
-the figures, anew after every block. Nothing in it depends on the machine that it runs on: the same
-seed gives the same figures to the last digit. Without --azure nothing is replayed, and it says so.
+the figures, anew after every block. What these hold already is not run again: so a study that was
+stopped goes on, and one may be run in parts with the same --out. Nothing in it depends on the
+machine that it runs on: the same seed gives the same figures to the last digit. Without --azure
+nothing is replayed, and it says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import arrivals
 import numpy as np
+from cells import Rows, read_rows, write_rows
 from figures import write_figures
 from machines import MACHINES, Machine, fresh_strategy, offer, strategy_names
 from rich.console import Console
@@ -33,6 +35,8 @@ from capibench.batching.simulate import Offered, Outcome, simulate
 
 LOADS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 ARRIVALS = ("poisson", "bursty", "azure")
+CELL = ("mix", "machine", "arrivals", "load", "repeat", "strategy")  # what tells a row from others
+BURST = ("machine", "strategy", "repeat", "deadlines_told")
 MAX_BURST_REPEATS = 2  # each is as long as many cells
 MIN_GOOD, WINDOW_S = 0.95, 5.0  # recovered: so many of each window's requests are good again
 
@@ -86,27 +90,52 @@ def main() -> None:
         if mix == "alike" or len(machine.worker_speeds) == 1
         for kind in kinds
     ]
-    cells: list[dict[str, Any]] = []
-    bursts: list[dict[str, Any]] = []
+    cells, bursts = (read_rows(chosen.out / f"{name}.csv") for name in ("cells", "bursts"))
+    refuse_others(cells, chosen)
+    done = {tuple(row[key] for key in CELL) for row in cells}  # and not to be run again
     with Progress(console=console) as bar:
         task = bar.add_task("", total=len(blocks) * len(chosen.loads) * chosen.repeats)
         for mix, machine, kind in blocks:
             bar.update(task, description=f"{mix} {machine.name} {kind}")
             for load in chosen.loads:
                 for repeat in range(chosen.repeats):
-                    cells += cell_rows(chosen, mix, machine, kind, load, repeat)
+                    here = (mix, machine.name, kind, load, repeat)
+                    wanted = [name for name in chosen.strategies if (*here, name) not in done]
+                    if wanted:
+                        cells += cell_rows(chosen, wanted, mix, machine, kind, load, repeat)
                     bar.advance(task)
+                write_rows(cells, chosen.out / "cells.csv")
             write(chosen.out, cells, bursts)
+        done = {tuple(row[key] for key in BURST) for row in bursts}
         for name in [] if chosen.no_bursts else chosen.machines:
-            bursts += burst_rows(chosen, MACHINES[name]())
+            bar.update(task, description=f"burst {name}")
+            for row in burst_rows(chosen, MACHINES[name](), done):
+                bursts.append(row)
+                write_rows(bursts, chosen.out / "bursts.csv")
         write(chosen.out, cells, bursts)
     sys.stdout.write(f"{chosen.out / 'table.md'}\n")
 
 
+def refuse_others(cells: Rows, chosen: argparse.Namespace) -> None:
+    """Rows of another study in the same place would be taken for this one's."""
+    for row in cells:
+        if (row["offered"], row["seed"]) != (chosen.requests, chosen.seed):
+            raise SystemExit(
+                f"--out: {chosen.out} holds {row['offered']} requests a cell with seed "
+                f"{row['seed']}; expected those of --requests and --seed, or an empty folder"
+            )
+
+
 def cell_rows(
-    chosen: argparse.Namespace, mix: str, machine: Machine, kind: str, load: float, repeat: int
+    chosen: argparse.Namespace,
+    strategies: Sequence[str],
+    mix: str,
+    machine: Machine,
+    kind: str,
+    load: float,
+    repeat: int,
 ) -> Iterator[dict[str, Any]]:
-    """One offered load, the same for every strategy, and what each made of it."""
+    """One offered load, the same for all of `strategies`, and what each made of it."""
     # Neither load nor strategy is part of the seed: all see one pattern, faster or slower.
     rng = np.random.default_rng([chosen.seed, repeat])
     times = pattern(chosen, kind, repeat, rng)
@@ -114,12 +143,17 @@ def cell_rows(
         arrivals.at_rate(times, load * machine.capacity_per_s), machine, mix == "classes", rng
     )
     bounds: dict[bool, Oracle] = {}
-    for name in chosen.strategies:
+    for name in strategies:
         strategy = fresh_strategy(name, machine)
         joins = strategy.joins_running
         if joins not in bounds:
             bounds[joins] = oracle(
-                offered.arrival_s, offered.due_s, machine.service, machine.worker_speeds, joins
+                offered.arrival_s,
+                offered.due_s,
+                machine.service,
+                machine.worker_speeds,
+                joins,
+                known=bounds.get(not joins),
             )
         outcome = simulate(offered, strategy, machine.service, machine.worker_speeds)
         yield {
@@ -129,6 +163,7 @@ def cell_rows(
             "load": load,
             "strategy": name,
             "repeat": repeat,
+            "seed": chosen.seed,
             **figures_of(outcome, bounds[joins]),
         }
 
@@ -166,14 +201,19 @@ def figures_of(outcome: Outcome, bound: Oracle) -> dict[str, Any]:
     }
 
 
-def burst_rows(chosen: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
-    """Half the capacity, ten times that for five seconds, half again; deadlines told or not."""
+def burst_rows(
+    chosen: argparse.Namespace, machine: Machine, done: set[tuple[Any, ...]]
+) -> Iterator[dict[str, Any]]:
+    """Half the capacity, ten times that for five seconds, half again; deadlines told or not. Those
+    in `done` are left out."""
     for repeat in range(min(chosen.repeats, MAX_BURST_REPEATS)):
         rng = np.random.default_rng([chosen.seed, repeat])
         times_s = arrivals.burst(machine.capacity_per_s, rng)
         offered: Offered = offer(times_s, machine, False, rng)
         for name in (name for name in chosen.strategies if name != "none"):
             for told in (True, False):
+                if (machine.name, name, repeat, told) in done:
+                    continue
                 strategy = fresh_strategy(name, machine)
                 outcome = simulate(
                     offered, strategy, machine.service, machine.worker_speeds, tell_deadlines=told
@@ -190,14 +230,9 @@ def burst_rows(chosen: argparse.Namespace, machine: Machine) -> Iterator[dict[st
                 }
 
 
-def write(out: Path, cells: list[dict[str, Any]], bursts: list[dict[str, Any]]) -> None:
-    for name, rows in (("cells", cells), ("bursts", bursts)):
-        if rows:
-            columns = list(dict.fromkeys(key for row in rows for key in row))
-            with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(rows)
+def write(out: Path, cells: Rows, bursts: Rows) -> None:
+    write_rows(cells, out / "cells.csv")
+    write_rows(bursts, out / "bursts.csv")
     write_tables(cells, bursts, out / "table.md")
     write_figures(cells, out)
 

@@ -42,11 +42,15 @@ def _shares(block: list[dict[str, Any]]) -> str:
     mix, machine, kind = (block[0][key] for key in ("mix", "machine", "arrivals"))
     lines = []
     for load in values_of(block, "load"):
-        cells = {name: groups[mix, machine, kind, load, name] for name in names}
+        found = {name: groups.get((mix, machine, kind, load, name)) for name in names}
+        cells = {name: rows for name, rows in found.items() if rows is not None}
         shares = {name: of_oracle(rows) for name, rows in cells.items()}
         best = max(share.mean for share in shares.values())
         line = [f"{load:g}"]
         for name in names:
+            if name not in cells:  # this part of the study has not run yet
+                line.append(NOTHING)
+                continue
             percent = 100 * shares[name].mean
             low, high = shares[name].low, shares[name].high
             text = f"{percent:.1f}"
@@ -70,6 +74,9 @@ def _latencies(block: list[dict[str, Any]]) -> str:
         line = [f"{load:g}"]
         for name in names:
             rows = [row for row in block if (row["load"], row["strategy"]) == (load, name)]
+            if not rows:
+                line.append(NOTHING)
+                continue
             p50, p99, size = (
                 _mean(rows, key) for key in ("latency_p50_ms", "latency_p99_ms", "mean_batch_size")
             )
@@ -87,6 +94,8 @@ def _classes(block: list[dict[str, Any]]) -> str:
     for load in values_of(block, "load"):
         for name in values_of(block, "strategy"):
             rows = [row for row in block if (row["load"], row["strategy"]) == (load, name)]
+            if not rows:
+                continue
             means = [100 * float(np.mean([row[column] for row in rows])) for column in columns]
             lines.append([f"{load:g}", name, *(f"{mean:.1f}" for mean in means)])
     heads = ["load", "strategy", *(column.replace("good.", "class ") for column in columns)]
@@ -105,7 +114,8 @@ def _bursts(bursts: list[dict[str, Any]]) -> str:
                     if (row["machine"], row["strategy"], row["deadlines_told"])
                     == (machine, name, told)
                 ]
-                line += [_slowest(rows), f"{100 * np.mean([r['good_share'] for r in rows]):.1f}"]
+                share = f"{100 * np.mean([r['good_share'] for r in rows]):.1f}" if rows else NOTHING
+                line += [_slowest(rows), share]
             lines.append(line)
     heads = [
         "machine",
@@ -120,6 +130,8 @@ def _bursts(bursts: list[dict[str, Any]]) -> str:
 
 def _slowest(rows: Sequence[dict[str, Any]]) -> str:
     seconds = [row["recovery_s"] for row in rows]
+    if not seconds:
+        return NOTHING
     return "never" if None in seconds else f"{max(seconds):g}"
 
 

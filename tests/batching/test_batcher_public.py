@@ -84,6 +84,27 @@ def test_every_strategy_serves_each_request_its_own_answer(strategy: BatchStrate
     run_virtual(main())
 
 
+@pytest.mark.parametrize(
+    ("least", "count", "wait_ms"), [(1, 1, 100), (3, 2, 100), (3, 3, 50), (3, 8, 0)]
+)
+def test_fixed_size_waits_longer_for_its_least_size(least: int, count: int, wait_ms: int) -> None:
+    async def main() -> None:
+        batcher = await started(
+            strategy=BatchStrategy.FIXED_SIZE,
+            max_batch_size=8,
+            min_batch_size=least,
+            max_wait_time_ms=100,
+        )
+        for number in range(count):
+            await batcher.submit_request(f"text {number}")
+        await asyncio.sleep(1)
+        (batch,) = batcher.get_batch_history()
+        assert (batch.size, batch.dispatched_s) == (count, pytest.approx(wait_ms / 1000))
+        await batcher.stop_processing()
+
+    run_virtual(main())
+
+
 def test_every_choice_but_the_baseline_has_a_name() -> None:
     assert sorted(strategy.choice for strategy in BatchStrategy) == [
         name for name in choices("batching") if name != "none"

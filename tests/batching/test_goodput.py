@@ -16,6 +16,7 @@ from capibench.batching.offline import Array
 from capibench.batching.oracle import oracle
 from capibench.batching.service_table import ServiceTable
 from capibench.batching.simulate import Offered, Outcome, simulate
+from capibench.batching.strategies.continuous import Continuous
 from capibench.batching.strategies.greedy import Greedy
 from capibench.load.traces import read_trace
 
@@ -40,16 +41,16 @@ def offered_at(load: float, arrivals_s: Array) -> Offered:
 def made_arrivals() -> Array:
     """Like a trace of a day: a rate that swings, and now and then a burst."""
     rng = np.random.default_rng(4)
-    gaps = rng.exponential(1.0, 700) / (1.0 + 0.5 * np.sin(np.arange(700) / 90))
-    gaps[rng.random(700) < 0.03] *= 6
-    gaps[400:440] /= 3
+    gaps = rng.exponential(1.0, 400) / (1.0 + 0.5 * np.sin(np.arange(400) / 50))
+    gaps[rng.random(400) < 0.03] *= 6
+    gaps[240:280] /= 3
     return np.cumsum(gaps)
 
 
 @cache
 def recorded_arrivals() -> Array:
     """From the middle of an hour of conversations with a served model."""
-    rows = read_trace(str(AZURE), "azure").rows[8000:8700]
+    rows = read_trace(str(AZURE), "azure").rows[8000:8400]
     return np.array([row.arrival_s for row in rows])
 
 
@@ -121,6 +122,16 @@ def test_figures_of_a_simulation_are_those_of_its_schedule() -> None:
     assert outcome.stats.num_batches == 3
     assert outcome.recovery_s(from_s=0.0, window_s=0.01, good_share=0.9) == pytest.approx(0.01)
     assert outcome.recovery_s(from_s=0.0, window_s=0.1, good_share=0.9) is None
+
+
+def test_a_prefill_beside_running_rows_is_one_pass_with_their_step() -> None:
+    offered = Offered.alike(np.array([0.0, 1.0]), 100.0)
+    service = ServiceTable((3.0, 5.0), (1.0, 1.0), num_steps=2, base_s=2.0)
+    outcome = simulate(offered, Continuous(2), service)
+    # 0-4: the first is read and makes a step. 4-6: both, the second is read. 6-7: the second.
+    assert outcome.done_s == pytest.approx([6.0, 7.0])
+    static = simulate(offered, Greedy(2), service)
+    assert static.done_s == pytest.approx([5.0, 10.0])
 
 
 def test_who_is_told_when_answers_are_useless_does_not_serve_them() -> None:

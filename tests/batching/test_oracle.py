@@ -184,9 +184,14 @@ def test_a_service_table_says_what_it_can_do() -> None:
     service = ServiceTable(prefill_s=(1.0, 1.5), step_s=(2.0, 3.0), num_steps=4)
     assert service.batch_s == (9.0, 13.5)
     assert service.capacity_per_s == 2 / 13.5
-    assert service.share_s == 0.75 + 4 * 1.5
+    assert service.joined_rate_per_s == 1 / (0.75 + 4 * 1.5)
     assert service.alone_s == 9.0
     assert TEN_PLUS_TWO.batch_s[15] == pytest.approx(0.042)
+    assert TEN_PLUS_TWO.rate_per_s(within_s=0.047) == pytest.approx(18 / 0.046)
+    assert TEN_PLUS_TWO.rate_per_s(within_s=0.011) == 0.0
+    merged = ServiceTable(prefill_s=(1.0, 1.5), step_s=(2.0, 3.0), num_steps=4, base_s=0.5)
+    assert (merged.batch_s, merged.joined_s(2)) == (service.batch_s, 1.0)
+    assert merged.joined_rate_per_s == 1 / (0.5 + 4 * 1.5)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +202,7 @@ def test_a_service_table_says_what_it_can_do() -> None:
         ({"prefill_s": (0.0, 0.0)}, "prefill_s: got 2 sizes; expected those of step_s, 1"),
         ({"prefill_s": (-1.0,)}, "expected at least 0"),
         ({"step_s": (0.0,)}, "expected above 0"),
+        ({"base_s": 0.5}, r"base_s: got 0\.5; expected 0 to the shortest prefill, 0\.0"),
     ],
 )
 def test_senseless_service_tables_are_refused(values: dict[str, Any], problem: str) -> None:

@@ -1,7 +1,7 @@
 """Strategies under load, in virtual time through the real batcher.
 
 The worker takes 10 + 2n milliseconds for n requests where nothing else is said: 432 requests/s in
-batches of 32, 381 in batches of 16.
+batches of 32, 391 in batches of 18.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def poisson(rate_per_s: float, count: int, seed: int = 1, from_s: float = 0.0) -
     return arrivals
 
 
-@pytest.mark.parametrize("name", [name for name in BATCHING if name != "priority"])
+@pytest.mark.parametrize("name", BATCHING)
 def test_a_burst_of_600_is_served_at_402_per_second(name: str) -> None:
     outcome = serve(shipped(name), [0.0] * 600)
     assert all(row.wait_s is not None for row in outcome.rows)
@@ -119,23 +119,41 @@ def test_300_per_second_are_answered_within_90_ms(name: str) -> None:
     assert outcome.percentile(0.99, lambda row: row.latency_s) <= 0.090
 
 
-def test_priority_serves_the_first_class_first_and_everybody_in_the_end() -> None:
-    """400/s of five classes, more than batches of 16 can serve on one worker."""
-    arrivals = poisson(400, 4000, seed=2)
+def critical_share(outcome: Outcome, of: Callable[[Row], bool]) -> float:
+    rows = [row for row in outcome.rows if row.priority == 1]
+    return sum(of(row) for row in rows) / len(rows)
+
+
+def test_priority_bounds_the_wait_of_the_first_class_at_nearly_full_throughput() -> None:
+    """Five equal classes, 400/s, after a warm-up: who is CRITICAL has left the queue after 44 ms.
+
+    44 ms is read as time in the queue, since as a latency it is out of anybody's reach. To serve
+    400/s, batches take 2 ms · 400 + 10 ms · b of every second, b of them, so b ≤ 20 and their mean
+    size is 20 or more. A batch of n answers in 44 ms only who came in the last 34 - 2n ms before it
+    began. Of 20 batches with 400 items that adds up to most where some are as small and the rest as
+    large as can be: 8 of size 1 (the others 32), so 8 · 32 ms of every second, 26 % and not 95 %.
+
+    Nor can 400/s be had. Who comes while a batch runs waits for its end, and with b ≤ 20 at least
+    b · (10 + 2 · 400/b - 44) = 120 ms of every second lie more than 44 ms before an end: 12 % of
+    those in the first class would wait longer. 5 % is reached at about 392/s, 98 %.
+    """
+    warm = [0.0] * 150
+    arrivals = warm + poisson(400, 2500, seed=2, from_s=1.0)
     source = random.Random(3)
-    classes = [source.randint(1, 5) for _ in arrivals]
-    size = shipped("priority").max_batch_size
-    fixed = serve(shipped("fixed_size", max_batch_size=size), arrivals, classes)
-    priority = serve(shipped("priority"), arrivals, classes)
-    for outcome in (fixed, priority):
-        assert all(row.wait_s is not None for row in outcome.rows)
-    assert priority.end_s <= fixed.end_s * 1.005  # the same throughput
-
-    def critical_wait_s(row: Row) -> float | None:
-        return row.wait_s if row.priority == 1 else None
-
-    assert priority.percentile(0.95, critical_wait_s) <= 0.044
-    assert fixed.percentile(0.95, critical_wait_s) <= 0.044  # classes are the queue's own order
+    classes = [3 if at_s == 0.0 else source.randint(1, 5) for at_s in arrivals]
+    fixed, priority = (
+        Outcome(outcome.rows[len(warm) :], outcome.end_s, outcome.stats)
+        for outcome in (
+            serve(shipped(name), arrivals, classes) for name in ("fixed_size", "priority")
+        )
+    )
+    assert all(row.wait_s is not None for row in (*fixed.rows, *priority.rows))
+    assert fixed.end_s - 1.0 >= 0.96 * (priority.end_s - 1.0)  # of its throughput
+    assert (
+        critical_share(priority, lambda row: row.wait_s is not None and row.wait_s > 0.044) < 0.05
+    )
+    assert critical_share(fixed, lambda row: row.wait_s is not None and row.wait_s > 0.044) > 0.10
+    assert critical_share(priority, lambda row: row.latency_s <= 0.044) < 0.26  # as proven above
 
 
 def test_priority_on_two_workers_answers_the_first_class_within_44_ms() -> None:

@@ -1,64 +1,19 @@
-"""The exact decisions of the strategies that learn: adaptive, priority, load_balanced."""
+"""The exact decisions of the strategies that learn: adaptive, and what all of them refuse."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from choice_files import load_choice
+from queue_views import AFFINE, INFINITY, decided, item, shipped, teach, view
 
 from capibench.batching.strategies.adaptive import Adaptive
-from capibench.batching.strategies.load_balanced import LoadBalanced
-from capibench.batching.strategies.priority import Priority
 from capibench.batching.strategy import (
     Dispatch,
-    LearnsService,
-    QueueView,
     Served,
     Shed,
-    Strategy,
     WaitingItem,
-    WaitUntil,
-    WorkerView,
 )
-from capibench.batching.waiting import WaitingQueue
-from capibench.config import build
-
-INFINITY = float("inf")
-IDLE = WorkerView(0, None)
-AFFINE = {size: 0.010 + 0.002 * size for size in range(1, 33)}
-
-
-def shipped(name: str, **changes: object) -> Any:
-    return build({**load_choice("batching", name)["strategy"], **changes}, "batching.strategy")
-
-
-def teach(strategy: LearnsService, seconds: Mapping[int, float], worker: int = 0) -> None:
-    for size, value in seconds.items():
-        for _ in range(3):
-            strategy.observe(Served(worker, [0] * size, value))
-
-
-def item(enqueued_s: float, priority: int = 3, deadline_s: float = INFINITY) -> WaitingItem:
-    return WaitingItem(priority, 0, enqueued_s, INFINITY, deadline_s)
-
-
-def view(
-    items: Sequence[WaitingItem], now_s: float, workers: Sequence[WorkerView] = (IDLE,)
-) -> QueueView:
-    return QueueView(WaitingQueue(items), now_s, workers, False)
-
-
-def decided(strategy: Strategy, seen: QueueView) -> tuple[int, str] | float:
-    """Size and reason, or until when it waits."""
-    decision = strategy.decide(seen)
-    if isinstance(decision, WaitUntil):
-        return decision.time_s
-    return len(decision.indices), decision.reason
-
-
-# adaptive
 
 
 def test_adaptive_knows_nothing_and_sends_what_waits() -> None:
@@ -229,115 +184,6 @@ def test_a_slow_start_does_not_make_it_shed_for_ever(name: str) -> None:
     assert served > 30
 
 
-# priority
-
-
-def test_priority_is_strict_until_somebody_starves() -> None:
-    priority = Priority(2, starvation_bound_ms=500.0, shed_unreachable=False)
-    items = [item(1.0, 5), item(1.2, 4), item(1.3, 1), item(1.4, 2), item(1.45, 1)]
-    assert priority.decide(view(items, 1.46)) == Dispatch([2, 4], 0, "full")
-    assert priority.decide(view(items, 1.5)) == Dispatch([0, 2], 0, "starvation")
-    assert priority.decide(view(items, 1.7)) == Dispatch([0, 1], 0, "starvation")
-    many = Priority(8, starvation_bound_ms=500.0, shed_unreachable=False)
-    assert many.decide(view(items, 1.5)) == Dispatch([0, 2, 4, 3, 1], 0, "starvation")
-
-
-def test_priority_sheds_only_what_its_fastest_batch_would_miss() -> None:
-    priority = Priority(4, starvation_bound_ms=500.0, shed_unreachable=True)
-    items = [item(1.0, 1, 1.030), item(1.0, 2, 1.009), item(1.0, 3, 1.012), item(1.0, 1, 1.001)]
-    assert isinstance(priority.decide(view(items, 1.0)), Dispatch)  # nothing is known yet
-    teach(priority, {4: 0.018, 1: 0.012})
-    assert priority.decide(view(items, 1.0)) == Shed([1, 3], "deadline_unreachable")
-    assert isinstance(priority.decide(view(items[:1] + items[2:3], 1.0)), Dispatch)
-
-
-# load_balanced
-
-
-def workers(*busy_since_s: float | None) -> list[WorkerView]:
-    return [WorkerView(0 if since is None else 1, since) for since in busy_since_s]
-
-
-def balanced(fast_s: float, slow_s: float) -> LoadBalanced:
-    made = LoadBalanced(4, explore_every=1000)
-    teach(made, dict.fromkeys((1, 2, 4), fast_s), worker=0)
-    teach(made, dict.fromkeys((1, 2, 4), slow_s), worker=1)
-    return made
-
-
-def test_a_lone_item_waits_for_the_fast_worker_beside_an_idle_slow_one() -> None:
-    made = balanced(0.010, 0.100)
-    assert made.decide(view([item(1.0)], 1.0, workers(None, None))) == Dispatch(
-        range(1), 0, "earliest_completion"
-    )
-    assert made.decide(view([item(1.001)], 1.001, workers(1.0, None))) == WaitUntil(1.010)
-
-
-def test_a_long_queue_uses_the_slow_worker_too() -> None:
-    made = balanced(0.010, 0.025)
-    made.decide(view([item(1.0)], 1.0, workers(None, None)))
-    decision = made.decide(view([item(1.001)] * 16, 1.001, workers(1.0, None)))
-    assert isinstance(decision, Dispatch)
-    assert (decision.worker, len(decision.indices)) == (1, 4)
-
-
-def test_a_worker_that_hangs_is_waited_for_ever_less() -> None:
-    made = balanced(0.010, 0.100)
-    made.decide(view([item(1.0)], 1.0, workers(None, None)))
-    waiting, hung = [item(1.001)], workers(1.0, None)
-    assert decided(made, view(waiting, 1.020, hung)) == pytest.approx(1.030)  # as overdue again
-    assert decided(made, view(waiting, 1.200, hung)) == (1, "earliest_completion")
-
-
-def test_idle_workers_share_what_waits() -> None:
-    made = LoadBalanced(4, explore_every=1000)
-    for worker in (0, 1):
-        teach(made, {1: 0.012, 2: 0.014, 4: 0.018}, worker)
-    decision = made.decide(view([item(1.0)] * 4, 1.0, workers(None, None)))
-    assert decision == Dispatch(range(2), 0, "earliest_completion")
-    decision = made.decide(view([item(1.0)] * 2, 1.0, workers(1.0, None)))
-    assert decision == Dispatch(range(2), 1, "earliest_completion")
-
-
-def test_unknown_workers_are_tried_and_hardly_known_ones_now_and_then() -> None:
-    made = LoadBalanced(4, explore_every=5)
-    assert decided(made, view([item(1.0)] * 4, 1.0, workers(None, None))) == (2, "unknown_worker")
-    made.observe(Served(0, [0, 0], 0.010))
-    sent = made.decide(view([item(1.0)] * 4, 1.1, workers(None, None)))
-    assert isinstance(sent, Dispatch)
-    assert (sent.worker, sent.reason) == (1, "unknown_worker")
-    made.observe(Served(1, [0, 0], 0.900))  # its first batch was slow: cold
-    chosen = []
-    for step in range(12):
-        sent = made.decide(view([item(2.0 + step)], 2.0 + step, workers(None, None)))
-        assert isinstance(sent, Dispatch)
-        chosen.append((sent.worker, sent.reason))
-        made.observe(Served(sent.worker, [0], 0.010))
-    assert (1, "explore") in chosen
-
-
-def test_a_worker_whose_batches_fail_is_not_fed_more_of_them() -> None:
-    made = LoadBalanced(4, explore_every=10)
-    given = {0: 0, 1: 0}
-    for step in range(100):
-        sent = made.decide(view([item(float(step))], float(step), workers(None, None)))
-        assert isinstance(sent, Dispatch)
-        given[sent.worker] += 1
-        if sent.worker == 0:  # worker 1 never brings a batch back
-            made.observe(Served(0, [0], 0.010))
-    assert 5 <= given[1] <= 11
-
-
-def test_with_nobody_known_somebody_serves() -> None:
-    made = LoadBalanced(4, explore_every=10)
-    chosen = []
-    for step in range(6):
-        sent = made.decide(view([item(float(step))], float(step), workers(None, None)))
-        assert isinstance(sent, Dispatch)
-        chosen.append(sent.worker)
-    assert chosen == [0, 1, 0, 1, 0, 1]
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -355,6 +201,10 @@ def test_with_nobody_known_somebody_serves() -> None:
         ),
         (lambda: shipped("adaptive", explore_share=1.0), "explore_share: got 1.0; expected 0 to"),
         (lambda: shipped("priority", max_batch_size=0), "max_batch_size: got 0; expected at"),
+        (
+            lambda: shipped("priority", throughput_share=0.0),
+            "throughput_share: got 0.0; expected above 0, at most 1",
+        ),
         (
             lambda: shipped("priority", starvation_bound_ms=0.0),
             "starvation_bound_ms: got 0.0; expected above 0",

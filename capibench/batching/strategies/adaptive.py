@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from capibench.batching.forecast import ArrivalForecast
 from capibench.batching.learned_service import LearnedService
@@ -181,10 +181,17 @@ class Adaptive:
         if len(sizes) == 1:
             return most
         wanted = max(self._arrivals.rate_per_s * _HEADROOM, self.target_per_s or 0.0)
-        rates = {size: outlook.rate_per_s(size) for size in sizes}
-        enough = min(wanted, max(rates.values()) * _TIE)
-        dense = max(sizes, key=lambda size: (rates[size], size))
-        plans = [outlook.split(size, dense) for size in sizes if rates[size] >= enough]
+        rates = outlook.rates_per_s(sizes)
+        best_rate = max(rates)
+        enough = min(wanted, best_rate * _TIE)
+        dense = sizes[len(rates) - 1 - rates[::-1].index(best_rate)]  # the largest of the best
+        plans = [
+            outlook.split(size, dense)
+            for size, rate in zip(sizes, rates, strict=True)
+            if rate >= enough
+        ]
+        if len(plans) == 1:
+            return plans[0].size
         most_in_time = max(plan.num_in_time for plan in plans)
         plans = [plan for plan in plans if plan.num_in_time == most_in_time]
         best_rate = max(plan.rate_per_s for plan in plans)
@@ -228,8 +235,7 @@ class Adaptive:
         return any(outlook.rate_per_s(size) * _TIE > rate for size in larger)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class _Plan(NamedTuple):
     """To send `size` items now, and then a batch of the rest."""
 
     size: int
@@ -256,6 +262,9 @@ class _Outlook:
         self._tightest_s, self._slackest_s = min(self._left_s), max(self._left_s)
         self._longest = list(accumulate((item.num_tokens for item in items), max))
         self._seconds: dict[int, float] = {}
+        self._alike = self._longest[0] == self._longest[-1]  # the length is that of any size
+        if self._alike:
+            self._seconds |= service.trusted_s(self._longest[0])
         self._num_waiting = len(view.items)
         self.backlog = self._num_waiting > self.size
         self._others_idle = sum(worker.num_running == 0 for worker in view.workers) > 1
@@ -270,6 +279,11 @@ class _Outlook:
 
     def rate_per_s(self, size: int) -> float:
         return _per_s(size, self.seconds(size))
+
+    def rates_per_s(self, sizes: Iterable[int]) -> list[float]:
+        """The same for many sizes."""
+        known, seconds = self._seconds, self.seconds
+        return [_per_s(size, known[size] if size in known else seconds(size)) for size in sizes]
 
     def num_in_time(self, size: int, ends_s: float, first: int = 0) -> int:
         """How many of the items from `first` to `size` are in time if they end in `ends_s`."""
@@ -292,10 +306,16 @@ class _Outlook:
         rest = min(self._num_waiting - size, dense)
         if rest == 0:
             return _Plan(size, self.num_in_time(size, first_s), _per_s(size, first_s), first_s)
-        rest_s = self._service.seconds(rest, self._longest[-1])
+        if self._alike:
+            rest_s = self.seconds(rest)
+        else:
+            rest_s = self._service.seconds(rest, self._longest[-1])
         rest_ends_s = rest_s if self._others_idle else first_s + rest_s
-        num_in_time = self.num_in_time(size, first_s)
-        num_in_time += self.num_in_time(size + rest, rest_ends_s, first=size)
+        if first_s <= self._tightest_s and rest_ends_s <= self._tightest_s:
+            num_in_time = min(size + rest, self.size)
+        else:
+            num_in_time = self.num_in_time(size, first_s)
+            num_in_time += self.num_in_time(size + rest, rest_ends_s, first=size)
         return _Plan(
             size,
             num_in_time,
