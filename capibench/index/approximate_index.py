@@ -14,6 +14,7 @@ import numpy as np
 
 from capibench.embedder.embedder import Vectors
 from capibench.errors import DataError
+from capibench.index.filter_share import quickest_s, scanned_share
 from capibench.index.index import Ids
 from capibench.index.saved import Saved
 from capibench.index.stored_index import BuildCost, StoredIndex, check_at_least_1
@@ -27,6 +28,10 @@ _GROWTH_BEFORE_RETRAINING = 4
 _NUM_ROWS_ALWAYS_SCANNED = 1_000
 # Candidates asked for beyond the expected need where a filter is applied after the search.
 _POST_FILTER_MARGIN = 1.25
+# Queries by which a scan is compared with the structure, at most: larger batches behave alike.
+_NUM_QUERIES_TO_TIME = 128
+# What was measured holds until the number of vectors has changed by this factor.
+_SAME_SIZE = 1.1
 
 
 @dataclass
@@ -41,23 +46,30 @@ class ApproximateIndex(StoredIndex):
 
     A filter that allows at most `exact_filter_share` of the vectors is answered by scanning those;
     above, the structure makes 1 / share times its usual effort, since among as many more
-    candidates the wanted number is allowed.
+    candidates the wanted number is allowed. Where that share is None it is the one from which the
+    structure is quicker, measured at the first filtered search (`filter_share`; 0.1 s or so), once
+    for each k and size of batch, and again when effort or number of vectors have changed.
     """
 
     query_names: ClassVar[tuple[str, ...]]  # fields that are query parameters, influential first
     learns: ClassVar[bool]  # from the vectors: it may come to fit them badly
 
-    exact_filter_share: float
+    exact_filter_share: float | None
     _structure: Any = field(init=False, repr=False, default=None)
     _num_learnt_from: int = field(init=False, repr=False, default=0)
     _cost: BuildCost | None = field(init=False, repr=False, default=None)
     _query: dict[str, int] = field(init=False, repr=False)
     _structure_size: int | None = field(init=False, repr=False, default=None)
+    # k and size of batch (its logarithm) -> number of vectors, and the share measured with them
+    _shares: dict[tuple[int, int], tuple[int, float]] = field(
+        init=False, repr=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.exact_filter_share <= 1:
-            raise ValueError(f"exact_filter_share: got {self.exact_filter_share}; expected 0 to 1")
+        share = self.exact_filter_share
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"exact_filter_share: got {share}; expected 0 to 1, or null")
         check_at_least_1(self, *self.query_names)
         self._query = {name: getattr(self, name) for name in self.query_names}
 
@@ -135,6 +147,7 @@ class ApproximateIndex(StoredIndex):
             if value < 1:
                 raise ValueError(f"{name}: got {value}; expected at least 1")
         self._query |= params
+        self._shares.clear()
 
     @property
     def build_cost(self) -> BuildCost | None:
@@ -170,6 +183,7 @@ class ApproximateIndex(StoredIndex):
         self._num_learnt_from = saved.facts["num_learnt_from"]
         self._cost = None if cost is None else BuildCost(*cost)
         self._structure_size = None
+        self._shares.clear()
         self._settled()
 
     def _rebuilt(self, store: VectorStore, *, retrain: bool) -> None:
@@ -188,6 +202,7 @@ class ApproximateIndex(StoredIndex):
         self._cost = BuildCost(learnt_s - begin_s, perf_counter() - learnt_s)
         self._store, self._structure = store, structure
         self._num_learnt_from, self._structure_size = num_learnt_from, None
+        self._shares.clear()
         self._settled()
 
     def _append(self, vectors: Vectors) -> None:
@@ -197,24 +212,56 @@ class ApproximateIndex(StoredIndex):
             self.rebuild()
 
     def _nearest(self, queries: Vectors, k: int, among: RowSet | None) -> tuple[Ids, Vectors]:
+        num_live = self.store.num_live
+        num_allowed = num_live if among is None else len(among.rows)
+        if num_allowed <= k * self._query.get("rerank", 1):  # all would be candidates
+            return self.store.scan(queries, k, among)
+        if among is not None and (
+            num_allowed <= _NUM_ROWS_ALWAYS_SCANNED
+            or num_allowed <= self._scanned_share(queries, k) * num_live
+        ):
+            return self.store.scan(queries, k, among)
+        return self._by_structure(queries, k, among)
+
+    def _by_structure(self, queries: Vectors, k: int, among: RowSet | None) -> tuple[Ids, Vectors]:
+        """`_nearest` of more than `rerank` times k vectors; a scan where too few are found."""
         store = self.store
-        num_allowed, share = store.num_live, 1.0
-        if among is not None:
-            num_allowed = len(among.rows)
-            share = num_allowed / store.num_live
-            few = max(self.exact_filter_share * store.num_live, _NUM_ROWS_ALWAYS_SCANNED)
-            if num_allowed <= few:
-                return store.scan(queries, k, among)
+        num_allowed = store.num_live if among is None else len(among.rows)
         num_wanted = k * self._query.get("rerank", 1)
-        if num_allowed <= num_wanted:  # every allowed vector would be a candidate
-            return store.scan(queries, k, among)
-        rows, scores = self._candidates(queries, num_wanted, among or store.live_rows(), share)
+        rows, scores = self._candidates(
+            queries, num_wanted, among or store.live_rows(), num_allowed / store.num_live
+        )
         if scores is None:
             rows, scores = store.rescore(queries, rows, k)
-        short = rows[:, k - 1] < 0 if k <= num_allowed else rows[:, num_allowed - 1] < 0
+        short = rows[:, k - 1] < 0
         if short.any():
             rows[short], scores[short] = store.scan(queries[short], k, among)
         return rows, scores
+
+    def _scanned_share(self, queries: Vectors, k: int) -> float:
+        """Filters that allow at most this share are scanned."""
+        if self.exact_filter_share is not None:
+            return self.exact_filter_share
+        store, asked = self.store, queries[:_NUM_QUERIES_TO_TIME]
+        num_live, key = store.num_live, (k, len(asked).bit_length())
+        then, share = self._shares.get(key, (0, 0.0))
+        if not num_live / _SAME_SIZE <= then <= num_live * _SAME_SIZE:
+            live, generator = store.occupied(), np.random.default_rng(0)
+
+            def lead(share: float) -> float:
+                """Of the structure over a scan, on rows as good as any."""
+                chosen = generator.choice(num_live, math.ceil(share * num_live), replace=False)
+                among = RowSet(live[np.sort(chosen)], store.num_rows)
+                scan_s, structure_s = quickest_s(
+                    lambda: store.scan(asked, k, among),
+                    lambda: self._by_structure(asked, k, among),
+                )
+                return scan_s / structure_s
+
+            least = max(_NUM_ROWS_ALWAYS_SCANNED, k * self._query.get("rerank", 1))
+            share = scanned_share(lead, least / num_live)
+            self._shares[key] = num_live, share
+        return share
 
     def _candidates(
         self, queries: Vectors, num_wanted: int, among: RowSet | None, share: float

@@ -13,6 +13,7 @@ import faiss
 from capibench.index.exact_scan import faiss_metric
 from capibench.index.faiss_index import FaissIndex, powers_of_two, resolved_nlist, set_clustering
 from capibench.index.hnsw import LADDER
+from capibench.index.ivf import LISTS_PER_ROOT
 from capibench.index.metric import Metric
 from capibench.index.stored_index import check_at_least_1
 from capibench.index.vector_store import VectorStore
@@ -105,11 +106,13 @@ class Described(FaissIndex):
         description = self.description
         if self._parts["lists"]:
             given = self._parts["nlist"]
-            nlist = resolved_nlist(None if given is None else int(given), store.num_live)
+            nlist = resolved_nlist(
+                None if given is None else int(given), store.num_live, LISTS_PER_ROOT
+            )
             description = f"IVF{nlist},{self._parts['codes']}"
         structure = faiss.index_factory(store.dimension, description, faiss_metric(self.metric))
         if self._parts["lists"]:
-            set_clustering(structure.cp, seed=self.seed, num_iterations=20, per_centroid=256)
+            set_clustering(structure.cp, seed=self.seed, num_iterations=10, per_centroid=256)
             structure.cp.spherical = self.metric is not Metric.L2
         structure.train(store.sample(_NUM_TRAINING_VECTORS, self.seed))
         return structure

@@ -17,9 +17,6 @@ from capibench.index.metric import Metric
 # thread: 300 queries in 319 ms against 29 ms). Single queries must stay sequential (1.1 against
 # 2.7 ms); the two meet at 3 to 4 queries, whatever n above 1,000.
 NUM_QUERIES_FOR_BLAS = 4
-# FAISS 1.15 compares queries times dimension with its threshold (found by bisection: the switch
-# is at 16 * d for 16 queries), whose default then is 128,000; older ones compare queries, with 20.
-_THRESHOLD_COUNTS_NUMBERS = faiss.cvar.distance_compute_blas_threshold > 1_000
 
 
 def faiss_metric(metric: Metric) -> int:
@@ -29,9 +26,9 @@ def faiss_metric(metric: Metric) -> int:
 
 def use_blas_for_batches(dimension: int) -> None:
     """Calibrate FAISS for batches. The setting is global to the process, hence the same for every
-    index type, and for IVF's choice of lists too."""
-    per_query = dimension if _THRESHOLD_COUNTS_NUMBERS else 1
-    faiss.cvar.distance_compute_blas_threshold = NUM_QUERIES_FOR_BLAS * per_query
+    index type, and for IVF's choice of lists too. FAISS compares queries times dimension with it
+    (found by bisection: the switch is at 16 * d for 16 queries)."""
+    faiss.cvar.distance_compute_blas_threshold = NUM_QUERIES_FOR_BLAS * dimension
 
 
 def nearest(queries: Vectors, vectors: Vectors, k: int, metric: Metric) -> tuple[Ids, Vectors]:

@@ -93,15 +93,17 @@ class FaissIndex(ApproximateIndex):
         return int(faiss.serialize_index(self._structure).nbytes)
 
 
-def auto_nlist(num_vectors: int) -> int:
-    """About 4·√n lists, but at least 39 vectors for each where that leaves any choice."""
-    return max(1, min(round(4 * math.sqrt(num_vectors)), num_vectors // _MIN_VECTORS_PER_LIST))
+def auto_nlist(num_vectors: int, lists_per_root: int) -> int:
+    """About `lists_per_root`·√n lists, but at least 39 vectors for each where that leaves any
+    choice."""
+    wanted = round(lists_per_root * math.sqrt(num_vectors))
+    return max(1, min(wanted, num_vectors // _MIN_VECTORS_PER_LIST))
 
 
-def resolved_nlist(nlist: int | None, num_vectors: int) -> int:
+def resolved_nlist(nlist: int | None, num_vectors: int, lists_per_root: int) -> int:
     """`nlist`, or the automatic one for None; ValueError where there are fewer vectors."""
     if nlist is None:
-        return auto_nlist(num_vectors)
+        return auto_nlist(num_vectors, lists_per_root)
     if nlist > num_vectors:
         raise ValueError(
             f"nlist: got {nlist}; expected at most the number of vectors, {num_vectors}"

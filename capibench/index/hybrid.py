@@ -27,6 +27,9 @@ class Hybrid(Ivf):
 
     query_names: ClassVar[tuple[str, ...]] = ("nprobe", "rerank")
     exact_scores: ClassVar[bool] = False
+    # Scanning codes is so cheap that finding the lists soon costs more: on 50,000 embeddings 64,
+    # 256 and 894 lists took 166, 201 and 250 µs at a recall of 0.96, and 0.6 to 4.8 s to make.
+    lists_per_root: ClassVar[int] = 1
 
     dims_per_code: int
     rerank: int

@@ -20,6 +20,9 @@ from capibench.index.metric import Metric
 from capibench.index.stored_index import check_at_least_1
 from capibench.index.vector_store import VectorStore
 
+# Of an automatic nlist, in units of the square root of n: FAISS's rule below a million vectors.
+LISTS_PER_ROOT = 4
+
 
 @dataclass
 class Ivf(FaissIndex):
@@ -32,6 +35,7 @@ class Ivf(FaissIndex):
     query_names: ClassVar[tuple[str, ...]] = ("nprobe",)
     learns: ClassVar[bool] = True
     exact_scores: ClassVar[bool] = True
+    lists_per_root: ClassVar[int] = LISTS_PER_ROOT
 
     nlist: int | None
     nprobe: int
@@ -75,7 +79,7 @@ class Ivf(FaissIndex):
         return faiss.SearchParametersIVF(sel=selector, nprobe=query["nprobe"])
 
     def _learnt(self, store: VectorStore) -> Any:
-        nlist = resolved_nlist(self.nlist, store.num_live)
+        nlist = resolved_nlist(self.nlist, store.num_live, self.lists_per_root)
         structure = self._empty(store.dimension, nlist)
         set_clustering(
             structure.cp,

@@ -8,11 +8,13 @@ the old one and some files that nobody refers to (the next save deletes them).
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,8 @@ def save_directory(
     """Make `folder` hold exactly these files and facts, replacing in one step what it held.
 
     Args:
-        folder: made if missing. One process at a time may save to it; any number may read.
+        folder: made if missing. Of several that save to it one waits for the other, and the last
+            one's content stays; any number may read meanwhile.
         kind: of the content; `load_directory` asks for it.
         facts: JSON.
         writers: name → a function that writes the file it is given the path of.
@@ -53,6 +56,16 @@ def save_directory(
         FileExistsError: the folder holds files that no save has written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        _replace_content(folder, kind, facts, writers)
+
+
+def _replace_content(
+    folder: Path,
+    kind: str,
+    facts: Mapping[str, Any],
+    writers: Mapping[str, Callable[[Path], None]],
+) -> None:
     strangers = [p.name for p in folder.iterdir() if not _is_ours(p)]
     if strangers:
         raise FileExistsError(
@@ -132,6 +145,18 @@ def _checked(folder: Path, kind: str, text: str) -> Saved:
             raise DataError(f"{files[name]}: damaged: it does not have its recorded hash")
     num_bytes = sum(int(entry["bytes"]) for entry in manifest["files"].values())
     return Saved(manifest["facts"], files, num_bytes)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other saves, of this process or another, to the same folder. The lock is on the
+    directory itself, and a process that dies lets go of it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_ours(path: Path) -> bool:

@@ -182,7 +182,7 @@ class StoredIndex(ABC):
             )
         if allowed is None:
             rows, scores = self._nearest(prepared, k, None)
-            return store.ids_at(rows), scores
+            return store.ids_in(rows), scores
         among = allowed.rows_in(store)
         if not len(among.rows):
             shape = (len(queries), k)

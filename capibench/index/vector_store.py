@@ -116,6 +116,11 @@ class VectorStore:
             return np.full_like(rows, -1)
         return np.where(rows < 0, np.int64(-1), self._ids[rows])
 
+    def ids_in(self, rows: Ids) -> Ids:
+        """The ids of rows that all exist, whatever their shape: quicker than `ids_at`."""
+        ids: Ids = self._ids[rows]
+        return ids
+
     def rows_of(self, ids: Ids) -> Ids:
         """The rows of `ids` [n]; -1 for an id that is not here."""
         order, in_order = self._base_order

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,29 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         save_directory(folder, "note", {}, {"a": writer("second"), "b": fail})
     assert load_directory(folder, "note").files["a"].read_text() == "first"
+
+
+def test_one_save_waits_for_another(tmp_path: Path) -> None:
+    """Each save clears away what it does not know: what another is just writing, too."""
+    folder, finished = tmp_path / "kept", threading.Event()
+
+    def save_second() -> None:
+        save_directory(folder, "note", {"n": 2}, {"a": writer("second")})
+        finished.set()
+
+    second = threading.Thread(target=save_second)
+
+    def write_first(path: Path) -> None:
+        path.write_text("first")
+        second.start()
+        assert not finished.wait(0.05)
+
+    save_directory(folder, "note", {"n": 1}, {"a": write_first, "b": writer("more")})
+    second.join()
+    saved = load_directory(folder, "note")
+    assert saved.facts == {"n": 2}
+    assert saved.files["a"].read_text() == "second"
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:

@@ -120,6 +120,13 @@ def test_record_is_complete(choice: Callable[..., Any]) -> None:
     assert not full & left_out
 
 
+def test_what_finds_too_little_is_given_up_early(choice: Callable[..., Any]) -> None:
+    points = tuned(choice).found.points
+    asked = {len(p.recall.per_query) for p in points}
+    assert asked == {100, 200}
+    assert all(p.recall.mean < 0.95 for p in points if len(p.recall.per_query) == 100)
+
+
 def test_memory_takes_less_than_flat(choice: Callable[..., Any]) -> None:
     made = tuned(choice, "memory")
     points = made.found.points

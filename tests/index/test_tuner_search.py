@@ -348,6 +348,20 @@ def test_race_leaves_out_what_would_take_too_long_and_says_so() -> None:
     assert lab.now_s <= 12.0
 
 
+def test_race_keeps_half_of_the_time_for_all_vectors() -> None:
+    """Samples that take too long do not keep the best of them from being built."""
+    slow = {f"ivf {c}": lists(build_s=lambda n: 2.0) for c in "abcdefgh"}
+    found, lab = run({"flat": scan(), **slow}, limit_s=20.0)
+    assert {t.size for t in lab.trials if t.arm.name == "ivf a"} >= {1000, 8000}
+    assert found.verdict.chosen.arm.family == "ivf"
+
+
+def test_race_builds_first_what_did_best_on_a_sample() -> None:
+    models = {"flat": scan(), "a": lists(9e-6), "b": lists(2e-6), "c": lists(5e-6)}
+    _, lab = run(models)
+    assert [t.arm.name for t in lab.trials if t.size == 8000] == ["flat", "b", "c", "a"]
+
+
 def test_race_always_has_an_answer() -> None:
     found, _ = run({"flat": scan(), "ivf": lists()}, limit_s=0.0)
     assert found.verdict.chosen.arm.name == "flat"

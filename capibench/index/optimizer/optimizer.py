@@ -14,10 +14,7 @@ changed as a whole or not at all.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -34,13 +31,12 @@ from capibench.index.metric import Metric, check_vectors
 from capibench.index.optimizer.arguments import Filter, as_allowed, as_ids, as_queries
 from capibench.index.optimizer.choosing import choose
 from capibench.index.optimizer.comparing import compare
-from capibench.index.optimizer.counts import Counts, statistics
+from capibench.index.optimizer.counts import statistics
 from capibench.index.optimizer.exam import Contents
-from capibench.index.optimizer.folders import Folders
+from capibench.index.optimizer.keeper import Keeper
 from capibench.index.optimizer.kept import Kept, Provenance, documents_of
 from capibench.index.optimizer.names import OptimizationStrategy, OptimizationType
-from capibench.index.optimizer.noting import note_choice, note_recall
-from capibench.index.optimizer.optimizing import measured, optimize
+from capibench.index.optimizer.noting import note_choice
 from capibench.index.optimizer.results import (
     IndexComparison,
     IndexInfo,
@@ -50,7 +46,6 @@ from capibench.index.optimizer.results import (
 from capibench.index.optimizer.settings import checked, settings_of, tuning_of
 from capibench.index.optimizer.telling import info_of
 from capibench.index.tuner.candidates import Serving, built
-from capibench.index.tuning.drift import has_drifted, must_recheck
 from capibench.index.vector_store import VectorType, check_ids
 from capibench.run_folder import utc_now
 
@@ -90,8 +85,7 @@ class RAGIndexOptimizer:
             batch_size, checked(Metric, metric, "metric"), vectors_dtype, max_deleted_share
         )
         self._k = k
-        self._folders = Folders(self.indices_dir)
-        self._counts: defaultdict[str, Counts] = defaultdict(Counts)
+        self._keeper = Keeper(self.indices_dir, batch_size)
         self._lock = threading.RLock()
 
     def build_optimized_index(
@@ -134,8 +128,8 @@ class RAGIndexOptimizer:
         check_ids(ids, len(vectors))
         fields = None if metadata is None else Metadata(ids, metadata)
         texts = documents_of(ids, documents)
-        with self._lock, self._folders.locked(index_name) as folder:
-            if self._folders.exists(index_name):
+        with self._lock, self._keeper.locked(index_name) as folder:
+            if self._keeper.folders.exists(index_name):
                 raise ConfigError(
                     "index_name", f"got {index_name!r}, which is there already; expected a new name"
                 )
@@ -162,8 +156,8 @@ class RAGIndexOptimizer:
             )
             kept = Kept(index, provenance, queries, texts, fields, [], 0, ())
             note_choice(kept, chosen)
-            self._save(kept, folder)
-            counts = self._counts[index_name]
+            self._keeper.save(kept, folder)
+            counts = self._keeper.counts[index_name]
             counts.builds += 1
             counts.tuning_s += 0.0 if chosen.tuned is None else chosen.tuned.seconds
         return index_name
@@ -202,12 +196,12 @@ class RAGIndexOptimizer:
     ) -> list[SearchResult]:
         """The k nearest of each of [m, d] queries, searched together; as `search`."""
         with self._lock:
-            kept = self._open(index_name)
+            kept = self._keeper.open(index_name)
             allowed = as_allowed(kept, filter)
             begin_s = perf_counter()
             found, scores = kept.index.search(np.asarray(query_vectors), k, allowed)
             elapsed_s = perf_counter() - begin_s
-            counts = self._counts[index_name]
+            counts = self._keeper.counts[index_name]
             counts.searches, counts.queries = counts.searches + 1, counts.queries + len(found)
             counts.search_s += elapsed_s
             offset = 1.0 if kept.index.metric is Metric.COSINE else 0.0
@@ -244,14 +238,16 @@ class RAGIndexOptimizer:
             ValueError: something does not fit. The index is as it was.
         """
         added = as_ids(ids, len(vectors))
-        self._change(index_name, lambda kept: kept.add(vectors, added, documents, metadata))
-        self._counts[index_name].added += len(added)
+        with self._lock, self._keeper.changing(index_name) as kept:
+            kept.add(vectors, added, documents, metadata)
+        self._keeper.counts[index_name].added += len(added)
 
     def delete(self, index_name: str, ids: Ids | Sequence[int]) -> None:
         """Delete vectors by id and save the index; as `add`."""
         removed = np.asarray(ids, dtype=np.int64)
-        self._change(index_name, lambda kept: kept.remove(removed))
-        self._counts[index_name].deleted += len(removed)
+        with self._lock, self._keeper.changing(index_name) as kept:
+            kept.remove(removed)
+        self._keeper.counts[index_name].deleted += len(removed)
 
     def load_index(self, index_name: str) -> IndexInfo:
         """Read an index from the disk, every byte checked, before the first search needs it.
@@ -261,8 +257,8 @@ class RAGIndexOptimizer:
                 version.
         """
         with self._lock:
-            self._folders.forget(index_name)
-            return info_of(self._open(index_name))
+            self._keeper.folders.forget(index_name)
+            return info_of(self._keeper.open(index_name))
 
     def optimize_index(
         self,
@@ -280,11 +276,10 @@ class RAGIndexOptimizer:
             ValueError: it has too few vectors to measure anything.
         """
         kind = checked(OptimizationType, optimization_type, "optimization_type")
-        with self._lock, self._folders.locked(index_name) as folder:
-            kept = self._open(index_name)
-            result = self._optimized(kept, folder, kind, custom_config)
-            self._counts[index_name].optimizations += 1
-            self._counts[index_name].improvements += result.changed
+        with self._lock, self._keeper.locked(index_name) as folder:
+            result = self._keeper.optimized(index_name, folder, kind, custom_config)
+            self._keeper.counts[index_name].optimizations += 1
+            self._keeper.counts[index_name].improvements += result.changed
             return result
 
     def compare_indices(
@@ -303,7 +298,7 @@ class RAGIndexOptimizer:
                 query left.
         """
         with self._lock:
-            opened = {name: self._open(name) for name in names}
+            opened = {name: self._keeper.open(name) for name in names}
             if len(opened) != len(names) or len(names) < 2:
                 raise ValueError(f"names: got {list(names)}; expected two or more, each once")
             return compare(opened, test_vectors, num_queries)
@@ -311,16 +306,16 @@ class RAGIndexOptimizer:
     def get_index_info(self, index_name: str) -> IndexInfo:
         """What an index is, why, and what was measured of it; as `search`."""
         with self._lock:
-            return info_of(self._open(index_name))
+            return info_of(self._keeper.open(index_name))
 
     def get_measurements(self, index_name: str) -> list[dict[str, Any]]:
         """Every point that the tuner measured when it last chose the index; JSON."""
         with self._lock:
-            return list(self._open(index_name).points)
+            return list(self._keeper.open(index_name).points)
 
     def list_indices(self) -> list[str]:
         """Names of all kept indexes."""
-        return self._folders.names()
+        return self._keeper.folders.names()
 
     def delete_index(self, index_name: str) -> None:
         """Delete an index from the disk.
@@ -328,90 +323,14 @@ class RAGIndexOptimizer:
         Raises:
             ConfigError: no such index.
         """
-        with self._lock, self._folders.locked(index_name):
-            self._folders.remove(index_name)
+        with self._lock, self._keeper.locked(index_name):
+            self._keeper.folders.remove(index_name)
 
     def get_optimizer_stats(self) -> dict[str, Any]:
         """What was done through this object, and what the folder holds; JSON."""
         with self._lock:
             return {
-                **statistics(self._counts),
-                "num_indices": len(self._folders.names()),
-                "disk_bytes": self._folders.num_bytes(),
+                **statistics(self._keeper.counts),
+                "num_indices": len(self._keeper.folders.names()),
+                "disk_bytes": self._keeper.folders.num_bytes(),
             }
-
-    def _open(self, name: str) -> Kept:
-        kept = self._folders.open(name)
-        kept.index.max_batch_size = self._serving.max_batch_size
-        return kept
-
-    def _change(self, name: str, change: Callable[[Kept], None]) -> None:
-        with self._lock, self._folders.locked(name) as folder, self._unless_it_fails(name):
-            kept = self._open(name)
-            change(kept)
-            self._save(kept, folder)
-            self._recheck(kept, folder)
-
-    @contextmanager
-    def _unless_it_fails(self, name: str) -> Iterator[None]:
-        """What failed half-way is forgotten in memory; the disk has it as it was."""
-        try:
-            yield
-        except BaseException:
-            self._folders.forget(name)
-            raise
-
-    def _recheck(self, kept: Kept, folder: Path) -> None:
-        """Measure recall again after many changes, and tune again where it does not hold."""
-        tuning, known = tuning_of(kept.provenance.tuning), kept.provenance
-        if not must_recheck(known.num_changed, known.num_checked, tuning.recheck_share):
-            return
-        point = measured(kept, folder)
-        if point is None:
-            return
-        note_recall(kept, point)
-        self._save(kept, folder)
-        self._counts[known.name].rechecks += 1
-        if not point.exact and has_drifted(point.recall, tuning.min_recall, tuning.confidence):
-            self._optimized(kept, folder, OptimizationType.TUNE, None)
-            self._counts[known.name].retunings += 1
-
-    def _optimized(
-        self,
-        kept: Kept,
-        folder: Path,
-        kind: OptimizationType,
-        changes: Mapping[str, Any] | None,
-    ) -> OptimizationResult:
-        begin_s = perf_counter()
-        outcome = optimize(kept, folder, kind, changes)
-        if outcome.better is not None:
-            kept = replace(kept, index=outcome.better)
-            if outcome.chosen is not None:
-                note_choice(kept, outcome.chosen)
-            note_recall(kept, outcome.after_point)
-            self._save(kept, folder)
-        return OptimizationResult(
-            index_name=kept.provenance.name,
-            optimization_type=kind.value,
-            changed=outcome.better is not None,
-            before=outcome.before,
-            after=outcome.after if outcome.better is not None else outcome.before,
-            tried=outcome.after,
-            reasons=outcome.reasons,
-            seconds=perf_counter() - begin_s,
-            index_version=kept.provenance.version,
-        )
-
-    def _save(self, kept: Kept, folder: Path) -> None:
-        """Save and take it over; ConfigError where the disk refuses."""
-        kept.note(updated_at=utc_now())
-        try:
-            kept.save(folder)
-        except OSError as error:
-            raise ConfigError(
-                "indices_dir",
-                f"got {str(self.indices_dir)!r}, where writing failed ({error}); the index is as "
-                "it was; expected a writable folder with room",
-            ) from error
-        self._folders.hold(kept)

@@ -23,7 +23,12 @@ from capibench.index.tuning.points import Arm, Point
 from capibench.index.vector_store import VectorStore
 
 _PASS_S = 0.05  # a round of latency takes about so long, or one pass over the queries
+_LEAST_ROUNDS = 3  # that are timed side by side, however late it is
 _WARM_UP = 3  # calls before a round, not counted
+# Most settings that are tried find too little, which shows on few queries already.
+_FIRST_QUERIES = 100
+_SURE = 0.999  # confidence with which a setting is given up after these
+_HOPELESS_PASS_S = 0.01  # its latency is only to be seen in the record
 
 
 def seconds_per_query(index: StoredIndex, queries: Vectors, k: int, limit_s: float) -> float:
@@ -31,8 +36,11 @@ def seconds_per_query(index: StoredIndex, queries: Vectors, k: int, limit_s: flo
     once, with whatever threads FAISS is set to. The pass ends early after `limit_s`."""
     size = min(index.max_batch_size, len(queries))
     batches = [queries[i : i + size] for i in range(0, len(queries) - size + 1, size)]
+    begin_s = perf_counter()
     for batch in batches[:_WARM_UP]:
         index.search(batch, k)
+        if perf_counter() - begin_s > limit_s:
+            break
     count, begin_s = 0, perf_counter()
     elapsed_s = 0.0
     for batch in batches:
@@ -66,6 +74,7 @@ class BuiltTrial:
     index: StoredIndex
     truth: Truth
     build_s: float
+    hopeless_below: float  # a recall surely below this is not measured to the end
 
     @property
     def ladders(self) -> Mapping[str, Sequence[int]]:
@@ -73,13 +82,16 @@ class BuiltTrial:
 
     def measure(self, query: Mapping[str, int]) -> Point:
         self.index.set_query_params(query)
-        seconds = seconds_per_query(self.index, self.truth.queries, self._k, _PASS_S)
+        recall = self._recall_or_hopeless()
+        whole = len(recall.per_query) == len(self.truth.queries)
+        limit_s = _PASS_S if whole else _HOPELESS_PASS_S
+        seconds = seconds_per_query(self.index, self.truth.queries, self._k, limit_s)
         return Point(
             arm=self.arm,
             query=dict(query),
             num_vectors=self.index.num_vectors,
             exact=is_exact(self.index),
-            recall=self.recall(self.truth),
+            recall=recall,
             seconds=np.array([seconds]),
             memory_bytes=memory_bytes(self.index),
             build_s=self.build_s,
@@ -92,6 +104,18 @@ class BuiltTrial:
             return RecallSample(np.ones(len(truth.queries)), k)
         found, _ = self.index.search(truth.queries, k)
         return RecallSample(truth.recall_of(found), k)
+
+    def _recall_or_hopeless(self) -> RecallSample:
+        """On all tuning queries, or on the first where these leave no hope."""
+        truth = self.truth
+        if is_exact(self.index) or len(truth.queries) <= _FIRST_QUERIES:
+            return self.recall(truth)
+        first = self.recall(truth.part(0, _FIRST_QUERIES))
+        missed = RecallSample(1 - first.per_query, first.k)
+        if 1 - missed.lower_bound(_SURE) < self.hopeless_below:
+            return first
+        rest = self.recall(truth.part(_FIRST_QUERIES, len(truth.queries)))
+        return RecallSample(np.concatenate([first.per_query, rest.per_query]), first.k)
 
     def round(self, query: Mapping[str, int]) -> float:
         """One round of latency."""
@@ -119,6 +143,8 @@ class Workbench:
         nodes: Mapping[Arm, Mapping[str, Any]],
         serving: Serving,
         deadline_s: float,
+        timed_by_s: float,
+        hopeless_below: float,
         seed: int,
     ) -> None:
         """Args:
@@ -127,13 +153,16 @@ class Workbench:
         k: of recall@k.
         nodes: the configuration of each arm.
         serving: what they have in common.
-        deadline_s: of `perf_counter`.
+        deadline_s: of `perf_counter`, for building and measuring.
+        timed_by_s: and for timing side by side, which ends with the round that passes it.
+        hopeless_below: a setting whose recall is surely less is not measured to the end.
         seed: of samples and of the order of timing.
         """
         self.num_queries = len(tune)
         self._vectors, self._tune, self._verify = vectors, tune, verify
         self._k, self._nodes, self._serving = k, nodes, serving
         self._deadline_s, self._generator = deadline_s, np.random.default_rng(seed)
+        self._timed_by_s, self._hopeless_below = timed_by_s, hopeless_below
         self._order = self._generator.permutation(len(vectors))
         self._stores: dict[int, tuple[VectorStore, Truth]] = {}
         self._second: Truth | None = None
@@ -151,16 +180,20 @@ class Workbench:
             raise
         except ValueError as error:  # a parameter that does not fit so many vectors
             raise Unsuited(str(error)) from error
-        return BuiltTrial(arm, index, truth, perf_counter() - begin_s)
+        return BuiltTrial(arm, index, truth, perf_counter() - begin_s, self._hopeless_below)
 
     def time_together(self, pairs: Sequence[tuple[Trial, Point]], num_rounds: int) -> list[Point]:
         rounds: Floats = np.empty((len(pairs), num_rounds))
-        for i in range(num_rounds):
+        num_done = 0
+        while num_done < num_rounds:
+            if num_done >= _LEAST_ROUNDS and perf_counter() > self._timed_by_s:
+                break
             for j in self._generator.permutation(len(pairs)):
                 trial, point = pairs[j]
                 assert isinstance(trial, BuiltTrial)
-                rounds[j, i] = trial.round(point.query)
-        return [point.timed(rounds[j]) for j, (_, point) in enumerate(pairs)]
+                rounds[j, num_done] = trial.round(point.query)
+            num_done += 1
+        return [point.timed(rounds[j, :num_done]) for j, (_, point) in enumerate(pairs)]
 
     def verify(self, trial: Trial, point: Point) -> RecallSample:
         assert isinstance(trial, BuiltTrial)

@@ -52,6 +52,17 @@ class Truth:
             np.take_along_axis(similarities, order, axis=1),
         )
 
+    def part(self, begin: int, end: int) -> Truth:
+        """The truth about queries `begin` to `end` only."""
+        queries = slice(begin, end)
+        return Truth(
+            self.vectors,
+            self.queries[queries],
+            self.metric,
+            self.rows[queries],
+            self.similarities[queries],
+        )
+
     def recall_of(self, found: Ids) -> Floats:
         """recall@k of `found` rows [m, k'], tie-safe, [m]. Only queries that miss an id are looked
         at closely."""

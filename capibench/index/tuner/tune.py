@@ -59,7 +59,8 @@ def tune(
         raise ValueError(f"k: got {k}; expected 1 to the number of vectors, {len(vectors)}")
     halving = tuning.halving
     finish_s = halving.num_finalists * halving.num_rounds * _ROUND_S
-    deadline_s = begin_s + tuning.tuning_s * (1 - _SHARE_TO_VERIFY) - finish_s
+    timed_by_s = begin_s + tuning.tuning_s * (1 - _SHARE_TO_VERIFY)
+    deadline_s = timed_by_s - finish_s
     tune_queries = tune_queries[: tuning.num_queries]
     verify_queries = verify_queries[: tuning.num_queries]
     features = None
@@ -71,7 +72,16 @@ def tune(
     if configured is not None:
         nodes |= _configured(configured, nodes)
     workbench = Workbench(
-        vectors, tune_queries, verify_queries, k, nodes, serving, deadline_s, tuning.seed
+        vectors,
+        tune_queries,
+        verify_queries,
+        k,
+        nodes,
+        serving,
+        deadline_s,
+        timed_by_s,
+        plan.preference.limits.min_recall,
+        tuning.seed,
     )
     found = search(tuple(nodes), len(vectors), workbench, plan.preference, halving, report)
     chosen = found.verdict.chosen

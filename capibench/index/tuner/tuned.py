@@ -104,6 +104,7 @@ def _row(point: Point, confidence: float, mark: str) -> dict[str, Any]:
         "num_vectors": point.num_vectors,
         "recall": point.recall.mean,
         "recall_bound": point.recall_bound(confidence),
+        "num_queries": len(point.recall.per_query),
         "exact": point.exact,
         "latency_ms": point.latency_s * 1e3,
         "latency_ms_least": float(np.min(point.seconds)) * 1e3,

@@ -89,7 +89,8 @@ class Budgeted(ABC):
         for family, changes in self.candidates.items():
             for values in product(*changes.values()):
                 pairs = tuple(zip(changes, values, strict=True))
-                name = " ".join([family, *(f"{key}={value}" for key, value in pairs)])
+                words = (f"{key}={'null' if value is None else value}" for key, value in pairs)
+                name = " ".join([family, *words])
                 found.append(Arm(name, family, pairs))
         return tuple(found)
 

@@ -20,6 +20,11 @@ from capibench.index.tuning.walk import walk
 
 # Where building would take longer than this share of the time left, it is not begun.
 _SHARE_FOR_ONE_BUILD = 0.8
+# Samples are given up to this share of the time, so that what did best on them is built on all.
+_SHARE_FOR_SAMPLES = 0.5
+# A structure of the last round that takes more than this share of its time waits for the others.
+_SHARE_OF_A_SLOW_BUILD = 0.3
+_UNKNOWN = (math.inf, math.inf)  # the standing of what no sample told about
 
 
 class Unsuited(ValueError):
@@ -116,6 +121,8 @@ class _Race:
     sample_points: list[Point]
     left_out: list[LeftOut]
     build_s: dict[Arm, tuple[int, float]]  # the last build of each arm: vectors, seconds
+    standing: dict[Arm, tuple[float, float]]  # `Preference.order` of its best on the last sample
+    reserved_s: float  # for structures on all vectors
 
     def expected_build_s(self, arm: Arm, num_vectors: int) -> float | None:
         """An estimate by n·ln n from the last build; None where there was none."""
@@ -124,12 +131,17 @@ class _Race:
         size, seconds = self.build_s[arm]
         return seconds * num_vectors * math.log(num_vectors + 1) / (size * math.log(size + 1))
 
+    def left_s(self, num_vectors: int) -> float:
+        """Seconds that may still be spent on structures of so many vectors."""
+        left_s = self.laboratory.seconds_left()
+        return left_s if num_vectors == self.num_vectors else left_s - self.reserved_s
+
     def tried(
         self, arm: Arm, size: int, refine: int, must: bool = False
     ) -> tuple[Trial, list[Point]] | None:
         """Build an arm and walk its settings; None, with the reason noted, where that cannot be.
         `must`: whatever the time."""
-        expected_s, left_s = self.expected_build_s(arm, size), self.laboratory.seconds_left()
+        expected_s, left_s = self.expected_build_s(arm, size), self.left_s(size)
         late = left_s <= 0 or (expected_s or 0) > _SHARE_FOR_ONE_BUILD * left_s
         if late and not must:
             if size < self.num_vectors:
@@ -151,7 +163,7 @@ class _Race:
         self.build_s[arm] = size, trial.build_s
 
         def measure(setting: dict[str, int]) -> Point | None:
-            late = self.laboratory.seconds_left() <= 0
+            late = self.left_s(size) <= 0
             return None if late and not must else trial.measure(setting)
 
         limits = self.preference.limits
@@ -192,7 +204,8 @@ def search(
     """
     if len({arm.name for arm in arms}) != len(arms) or not arms:
         raise ValueError(f"arms: got {[a.name for a in arms]}; expected each once, at least 1")
-    race = _Race(laboratory, preference, halving, report, num_vectors, [], [], {})
+    reserved_s = (1 - _SHARE_FOR_SAMPLES) * laboratory.seconds_left()
+    race = _Race(laboratory, preference, halving, report, num_vectors, [], [], {}, {}, reserved_s)
     survivors = _provable(race, list(arms))
     *samples, full = halving.sizes(num_vectors)
     for size in samples:
@@ -228,7 +241,7 @@ def _halved(race: _Race, arms: list[Arm], size: int) -> list[Arm]:
     best: dict[Arm, Point] = {}
     untried = []
     for arm in arms:
-        if race.laboratory.seconds_left() <= 0:
+        if race.left_s(size) <= 0:
             untried.append(arm)
             continue
         result = race.tried(arm, size, refine=0)
@@ -239,6 +252,7 @@ def _halved(race: _Race, arms: list[Arm], size: int) -> list[Arm]:
         trial.close()
         race.sample_points += points
         best[arm] = min(points, key=race.preference.order)
+        race.standing[arm] = race.preference.order(best[arm])
     kept = set(untried)
     for family in dict.fromkeys(arm.family for arm in arms):
         own = sorted(
@@ -253,12 +267,18 @@ def _halved(race: _Race, arms: list[Arm], size: int) -> list[Arm]:
 
 
 def _measured(race: _Race, arms: list[Arm], size: int) -> tuple[dict[str, Trial], list[Point]]:
-    """Every arm on all vectors, the quickest to build first, so that a slow one cannot take the
-    time of all others. Only structures that can still win are kept in memory."""
+    """Every arm on all vectors, those that did best on a sample first; but what is slow to build
+    comes last, so that it cannot take the time of all others. Only structures that can still win
+    are kept in memory."""
     alive: dict[str, Trial] = {}
     points: list[Point] = []
-    others = sorted(arms[1:], key=lambda arm: race.expected_build_s(arm, size) or math.inf)
-    for arm in (*arms[:1], *others):
+    slow_s = _SHARE_OF_A_SLOW_BUILD * race.laboratory.seconds_left()
+
+    def promise(arm: Arm) -> tuple[float, tuple[float, float]]:
+        build_s = race.expected_build_s(arm, size) or 0.0
+        return (build_s if build_s > slow_s else 0.0), race.standing.get(arm, _UNKNOWN)
+
+    for arm in (*arms[:1], *sorted(arms[1:], key=promise)):
         result = race.tried(arm, size, race.halving.num_refinements, must=not points)
         if result is None:
             continue
