@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from capibench.errors import ConfigError
 from capibench.quantization.quantized_weight import QuantizedWeight
 from capibench.quantization.rounding import SCALE_DTYPE, fit_grid, grid_points, whole_groups
 
@@ -37,6 +38,7 @@ def round_with_feedback(
 
     Raises:
         ValueError: in_features is no multiple of `group_size`.
+        ConfigError: the damped moments cannot be inverted.
     """
     num_out, num_in = weight.shape
     size = whole_groups(num_in, group_size)
@@ -73,6 +75,14 @@ def _inverse_factor(moments: Tensor, damp_percent: float) -> Tensor:
     mean = float(diagonal.mean())
     # A layer that saw only zeros has no output to keep: any positive number makes it rounding.
     diagonal += damp_percent * mean if mean > 0 else 1.0
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    factor: Tensor = lower
+    if not failed:
+        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if failed or not bool(torch.isfinite(factor).all()):
+        raise ConfigError(
+            "quantization.feedback.damp_percent",
+            f"got {damp_percent}; expected more, or more tokens: inputs depend on each other or "
+            "are not finite",
+        )
     return factor

@@ -12,6 +12,7 @@ from capibench.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 SKIPPED = "skip_modules"
+HEAD = "lm_head"  # from hidden states to tokens
 
 
 def choose_linears(
@@ -30,8 +31,18 @@ def choose_linears(
             multiples of them; a layer of another size stays, with a warning.
 
     Raises:
-        ConfigError: a layer's in_features is no multiple of `group_size`, or nothing is left.
+        ConfigError: a layer's in_features is no multiple of `group_size`, a name to skip is no
+            layer's (`HEAD` may be missing: not every model has one), or nothing is left.
     """
+    linears = [name for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    known = {*linears, *(name.rpartition(".")[2] for name in linears), HEAD}
+    for name in skip_modules:
+        if name not in known:
+            parts = sorted(part for part in known if "." not in part)
+            raise ConfigError(
+                "quantization.skip_modules",
+                f"got {name!r}; expected names of layers, or their last parts: {', '.join(parts)}",
+            )
     chosen: dict[str, nn.Linear | Conv1D] = {}
     kept: dict[str, str] = {}
     for name, layer in module.named_modules():

@@ -185,6 +185,13 @@ def test_what_fails_changes_nothing(optimizer: RAGIndexOptimizer) -> None:
     ):
         with pytest.raises(ValueError):
             optimizer.add("docs", vectors, ids, metadata=metadata)
+    for wrong, told in (
+        ([1.9], "ids: got float64"),
+        (5, r"ids: got shape \(\)"),
+        (["x"], "ids: got"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            optimizer.delete("x", wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="which is not in the index"):
         optimizer.delete("docs", [5, 1000])
     after = optimizer.search_batch(QUERIES[:20], "docs", k=10)

@@ -85,6 +85,19 @@ def test_truth_counts_copies_as_found() -> None:
     assert (truth.recall_of((truth.rows + 50) % 100) == 1).all()
 
 
+def test_little_time_still_measures_candidates(choice: Callable[..., Any]) -> None:
+    made = tuned(choice, tuning_s=2.0)
+    assert len({p.arm.family for p in (*made.found.points, *made.found.sample_points)}) > 1
+
+
+def test_reasons_say_that_too_few_queries_left_the_candidates_out(
+    choice: Callable[..., Any],
+) -> None:
+    made = tuned(choice, num_queries=10)
+    assert made.found.verdict.chosen.arm.family == "flat"
+    assert "left out: 10 queries cannot show a recall of 0.95" in " ".join(made.reasons)
+
+
 def test_choice_keeps_its_promise_on_queries_that_it_never_saw(choice: Callable[..., Any]) -> None:
     made = tuned(choice)
     verdict = made.found.verdict

@@ -350,10 +350,10 @@ def test_race_leaves_out_what_would_take_too_long_and_says_so() -> None:
 
 def test_race_keeps_half_of_the_time_for_all_vectors() -> None:
     """Samples that take too long do not keep the best of them from being built."""
-    slow = {f"ivf {c}": lists(build_s=lambda n: 2.0) for c in "abcdefgh"}
-    found, lab = run({"flat": scan(), **slow}, limit_s=20.0)
-    assert {t.size for t in lab.trials if t.arm.name == "ivf a"} >= {1000, 8000}
-    assert found.verdict.chosen.arm.family == "ivf"
+    slow = {f"ivf {letter}": lists(9e-5) for letter in "abcdefgh"}  # 2 s each on 1,000 vectors
+    _, lab = run({"flat": scan(), **slow}, limit_s=20.0)
+    assert {t.size for t in lab.trials if t.arm.name == "ivf a"} == {1000, 8000}
+    assert {t.size for t in lab.trials if t.arm.name == "ivf h"} == set()
 
 
 def test_race_builds_first_what_did_best_on_a_sample() -> None:

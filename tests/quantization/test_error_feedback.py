@@ -172,3 +172,16 @@ def test_a_setting_out_of_range_is_named(name, value):
     known = {"num_samples": 1, "sequence_tokens": 1, "damp_percent": 0.05, "seed": 0}
     with pytest.raises(ValueError, match=f"^{name}: got {value}"):
         RandomTokens(**{**known, name: value})
+
+
+def test_moments_that_cannot_be_inverted_are_refused():
+    weight, _ = problem(num_in=64)
+    inputs = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ConfigError, match=r"quantization\.feedback\.damp_percent.*got 1e-12"):
+        round_with_feedback(weight, inputs.T @ inputs, 4, 64, True, 1e-12)
+
+
+def test_a_module_to_skip_that_is_none_is_refused(source):
+    module = load_tiny(source).module
+    with pytest.raises(ConfigError, match=r"quantization\.skip_modules.*'lm_heed'.*down_proj"):
+        choose_linears(module, ["lm_heed"])

@@ -17,12 +17,14 @@ Filter = Mapping[str, Condition] | Sequence[int] | Ids
 
 
 def as_ids(ids: Ids | Sequence[int] | None, num_vectors: int) -> Ids:
-    """Int64; None: 0 to `num_vectors` - 1. ValueError for what is no whole number."""
+    """[n] int64; None: 0 to `num_vectors` - 1. ValueError for what is no list of whole numbers."""
     if ids is None:
         return np.arange(num_vectors, dtype=np.int64)
     given = np.asarray(ids)
     if given.size and not np.issubdtype(given.dtype, np.integer):
         raise ValueError(f"ids: got {given.dtype}; expected integers")
+    if given.ndim != 1:
+        raise ValueError(f"ids: got shape {given.shape}; expected one dimension")
     return given.astype(np.int64)
 
 
@@ -45,4 +47,4 @@ def as_allowed(kept: Kept, wanted: Filter | None) -> Allowed | None:
         return None
     if isinstance(wanted, Mapping):
         return kept.allowed(wanted)
-    return Allowed(as_ids(wanted, 0).reshape(-1))
+    return Allowed(as_ids(wanted, 0))

@@ -244,7 +244,7 @@ class RAGIndexOptimizer:
 
     def delete(self, index_name: str, ids: Ids | Sequence[int]) -> None:
         """Delete vectors by id and save the index; as `add`."""
-        removed = np.asarray(ids, dtype=np.int64)
+        removed = as_ids(ids, 0)
         with self._lock, self._keeper.changing(index_name) as kept:
             kept.remove(removed)
         self._keeper.counts[index_name].deleted += len(removed)

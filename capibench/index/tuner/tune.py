@@ -20,6 +20,7 @@ from capibench.index.tuning.halving import search
 from capibench.index.tuning.points import Arm
 
 _SHARE_TO_VERIFY = 0.05  # of the time, kept for verifying the pick
+_SHARE_TO_TIME = 0.5  # of the time, at most, kept for timing the finalists side by side
 _ROUND_S = 0.075  # that one round of one finalist takes at most, its first calls included
 AS_CONFIGURED = "as configured"  # the family of an index that took part as it was
 
@@ -58,7 +59,9 @@ def tune(
     if not 1 <= k <= len(vectors):
         raise ValueError(f"k: got {k}; expected 1 to the number of vectors, {len(vectors)}")
     halving = tuning.halving
-    finish_s = halving.num_finalists * halving.num_rounds * _ROUND_S
+    finish_s = min(
+        halving.num_finalists * halving.num_rounds * _ROUND_S, tuning.tuning_s * _SHARE_TO_TIME
+    )
     timed_by_s = begin_s + tuning.tuning_s * (1 - _SHARE_TO_VERIFY)
     deadline_s = timed_by_s - finish_s
     tune_queries = tune_queries[: tuning.num_queries]

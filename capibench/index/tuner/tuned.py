@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,8 +38,10 @@ class Tuned:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The choice in words."""
-        return (*self.plan_reasons, *self.found.verdict.reasons)
+        """The choice in words, and how many candidates could not take part."""
+        counts = Counter(left.reason for left in self.found.left_out)
+        untried = tuple(f"{count} left out: {reason}" for reason, count in counts.items())
+        return (*self.plan_reasons, *self.found.verdict.reasons, *untried)
 
     def rows(self) -> list[dict[str, Any]]:
         """Every measured point as one flat row; JSON."""
