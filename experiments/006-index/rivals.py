@@ -26,8 +26,6 @@ GUIDELINE = (
     "HNSW32,SQ8",
     "IVF1024,Flat",
     "IVF1024,SQ8",
-    "OPQ64_256,IVF1024,PQ64x4fsr,RFlat",
-    "OPQ64_256,IVF1024,PQ64",
 )
 SAME_STRUCTURES = ("PQ96x4fs,RFlat", "IVF256,PQ96x4fs,RFlat", "IVF1024,PQ96x4fs,RFlat")
 # Exploring happens beside other work, so near-quickest settings are timed again side by side.
