@@ -7,6 +7,7 @@ real tiers do (`Residents`), for one key at a time: look up, and on a miss make 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from capibench.cache.expiry import ExpiryOrder
 from capibench.cache.policy import EvictionPolicy, fresh
@@ -25,6 +26,7 @@ class SimulatedTier:
         "_victim",
         "capacity_bytes",
         "num_bytes",
+        "on_leave",
         "policy",
     )
 
@@ -37,6 +39,7 @@ class SimulatedTier:
         self._on_remove = self.policy.on_remove
         self._admit = self.policy.admit
         self._victim = self.policy.victim
+        self.on_leave: Callable[[bytes], None] | None = None  # told of every key that left
         self._residents: dict[bytes, tuple[int, float]] = {}  # key → size, expiry
         self._expiry = ExpiryOrder()
 
@@ -54,10 +57,23 @@ class SimulatedTier:
                 self._on_hit(key, now)
                 return True
             self.remove(key)
+        if self.num_bytes + size > self.capacity_bytes and not self.make_room(
+            key, size, cost_s, now
+        ):
+            return False
+        self._residents[key] = (size, expires_s)
+        self.num_bytes += size
+        if expires_s < math.inf:
+            self._expiry.add(key, expires_s)
+        self._on_insert(key, size, cost_s, now, expires_s)
+        return False
+
+    def make_room(self, key: bytes, size: int, cost_s: float, now: float) -> bool:
+        """Whether `key`, which is not resident, may enter; there is room for it then."""
         room = self.capacity_bytes - size
+        if room < 0:
+            return False
         if self.num_bytes > room:
-            if room < 0:
-                return False
             if self._expiry:
                 self._drop_stale(now)
             if self.num_bytes > room:
@@ -65,12 +81,7 @@ class SimulatedTier:
                     return False
                 while self.num_bytes > room:
                     self.remove(self._victim(now))
-        self._residents[key] = (size, expires_s)
-        self.num_bytes += size
-        if expires_s < math.inf:
-            self._expiry.add(key, expires_s)
-        self._on_insert(key, size, cost_s, now, expires_s)
-        return False
+        return True
 
     def remove(self, key: bytes) -> None:
         """Forget a resident `key`."""
@@ -79,6 +90,8 @@ class SimulatedTier:
         if expires_s < math.inf:
             self._expiry.discard(key)
         self._on_remove(key)
+        if self.on_leave is not None:
+            self.on_leave(key)
 
     def _drop_stale(self, now: float) -> None:
         while (first := self._expiry.first()) is not None and first[1] <= now:

@@ -26,7 +26,7 @@ class Predictive:
 
     forecasts: Mapping[str, Forecast]  # the first one begins
     guard_sample_entries: int  # at most as many sampled keys are resident in each miniature
-    guard_half_life_turnovers: float  # a turnover: as many accesses as entries are resident
+    guard_half_life_turnovers: float  # of what is usual; a turnover: as many accesses as entries
     guard_standard_errors: float  # by which one must lead to take over
 
     _guarded: Adaptive = field(init=False, repr=False, compare=False)
