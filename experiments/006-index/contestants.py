@@ -97,8 +97,8 @@ def measured(
 
 
 def beats(one: Point, other: Point) -> bool:
-    """Whether `one` has no less recall, takes no more memory, and is quicker beyond the noise: 95 %,
-    paired over rounds."""
+    """Whether `one` has no less recall, takes no more memory, and is quicker beyond the noise (95 %,
+    paired over rounds)."""
     return (
         one.recall.mean >= other.recall.mean
         and one.memory_bytes <= other.memory_bytes
