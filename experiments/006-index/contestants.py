@@ -97,7 +97,7 @@ def measured(
 
 
 def beats(one: Point, other: Point) -> bool:
-    """Whether `one` has no less recall, takes no more memory, and is quicker beyond the noise (95 %,
+    """Whether `one` has no less recall, takes no more memory and is quicker beyond the noise (95 %,
     paired over rounds)."""
     return (
         one.recall.mean >= other.recall.mean
