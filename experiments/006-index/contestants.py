@@ -18,7 +18,6 @@ from capibench.index.tuning.objective import RecallSample
 from capibench.index.tuning.points import Arm, Point
 from capibench.index.vector_store import VectorStore
 
-NUM_ROUNDS = 11
 ROUND_S = 0.05
 
 
@@ -64,13 +63,17 @@ def structures(
 
 
 def measured(
-    settings: Sequence[Setting], indexes: Mapping[str, StoredIndex], truth: Truth, seed: int
+    settings: Sequence[Setting],
+    indexes: Mapping[str, StoredIndex],
+    truth: Truth,
+    num_rounds: int,
+    seed: int,
 ) -> dict[str, Point]:
     """Every setting's recall, and its latency in rounds that are interleaved in a new order each
     time, by name."""
     generator, k = np.random.default_rng(seed), truth.rows.shape[1]
-    seconds: Floats = np.empty((len(settings), NUM_ROUNDS))
-    for i in range(NUM_ROUNDS):
+    seconds: Floats = np.empty((len(settings), num_rounds))
+    for i in range(num_rounds):
         for j in generator.permutation(len(settings)):
             index = indexes[settings[j].arm.name]
             index.set_query_params(settings[j].query)
@@ -99,11 +102,23 @@ def measured(
 def beats(one: Point, other: Point) -> bool:
     """Whether `one` has no less recall, takes no more memory and is quicker beyond the noise (95 %,
     paired over rounds)."""
+    return _no_worse(one, other) and _surely_above_0(np.log(other.seconds) - np.log(one.seconds))
+
+
+def may_beat(one: Point, other: Point) -> bool:
+    """Whether `one` has no less recall, takes no more memory, is better in one of them, and the
+    noise does not tell which of the two is quicker."""
+    lead = np.log(other.seconds) - np.log(one.seconds)
     return (
-        one.recall.mean >= other.recall.mean
-        and one.memory_bytes <= other.memory_bytes
-        and _surely_above_0(np.log(other.seconds) - np.log(one.seconds))
+        _no_worse(one, other)
+        and (one.recall.mean, -one.memory_bytes) != (other.recall.mean, -other.memory_bytes)
+        and not _surely_above_0(lead)
+        and not _surely_above_0(-lead)
     )
+
+
+def _no_worse(one: Point, other: Point) -> bool:
+    return one.recall.mean >= other.recall.mean and one.memory_bytes <= other.memory_bytes
 
 
 def times_as_fast(one: Point, other: Point) -> tuple[float, float, float]:
