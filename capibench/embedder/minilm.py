@@ -19,6 +19,7 @@ from capibench.embedder.embedder import Vectors
 from capibench.embedder.grouping import group_by_length
 from capibench.errors import DataError
 from capibench.model.precision import Precision, native_device, native_precision
+from capibench.model.widened_linear import widen_products
 
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _DIMENSION = 384
@@ -86,6 +87,7 @@ class MiniLm:
         dtype = torch.bfloat16 if self._resolved_precision() == "bf16" else torch.float32
         model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
         self._model = model.to(native_device()).eval()
+        widen_products(self._model)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """[n, 384] float32 unit vectors, row i for text i; longer texts are cut at `max_tokens`."""

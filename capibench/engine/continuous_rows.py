@@ -122,7 +122,7 @@ class ContinuousRows:
         packed = PackedRows(self._slots, pieces)
         # Where only parts of prompts are read there is no token to predict; one costs little.
         logits = forward(self._module, tokens, positions, wanted or [len(tokens) - 1], packed)
-        found = logits.argmax(-1).tolist()
+        found = logits.float().argmax(-1).tolist()  # in bf16 it is slower, see `decode`
         now_s = now()
         self.num_iterations += 1
         self.num_decoded += len(decoding)

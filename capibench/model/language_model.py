@@ -18,7 +18,7 @@ class LanguageModel:
     module: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str  # hash of weights and precision; part of artifact and cache keys
-    dtype: str  # "bfloat16" or "float32": what matrix products run in
+    dtype: str  # "bfloat16" or "float32": of weights and activations
     meaningful: bool  # False for random weights: no quality metric is computed from them
 
     def changed(self, params: Mapping[str, object]) -> LanguageModel:

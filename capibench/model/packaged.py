@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from capibench.errors import ConfigError
 from capibench.model.language_model import LanguageModel
 from capibench.model.precision import Precision
-from capibench.model.pretrained import load_folder, load_tokenizer, source_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def packaged_folder(name: str, key: str) -> Path:
@@ -27,7 +27,11 @@ def packaged_folder(name: str, key: str) -> Path:
 
 @dataclass
 class PackagedModel:
-    """Loads `capibench/model/<name>`."""
+    """Loads `capibench/model/<name>`.
+
+    Every run builds it, also one whose engine runs no model: PyTorch and Transformers are imported
+    when it is asked for something.
+    """
 
     name: str
     precision: Precision
@@ -36,10 +40,16 @@ class PackagedModel:
 
     def source_key(self) -> dict[str, Any]:
         """Hash of the files and the precision that they are served in."""
+        from capibench.model.pretrained import source_key
+
         return source_key(packaged_folder(self.name, "model.name"), self.precision)
 
     def load(self) -> LanguageModel:
+        from capibench.model.pretrained import load_folder
+
         return load_folder(packaged_folder(self.name, "model.name"), self.precision, "model.name")
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        from capibench.model.pretrained import load_tokenizer
+
         return load_tokenizer(packaged_folder(self.name, "model.name"), "model.name")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -13,7 +14,10 @@ Precision = Literal["auto", "bf16", "fp32"]
 @cache
 def native_precision() -> Literal["bf16", "fp32"]:
     """bf16 where it has hardware (AMX or AVX512-BF16 on x86, BF16 on Arm, or a CUDA GPU that
-    supports it), else fp32: emulated bf16 is slower than fp32 and less exact."""
+    supports it), else fp32: there bf16 saves bytes, but is emulated in attention and in products of
+    few rows (see `widened_linear`), and is less exact."""
+    import torch  # here: runs that load no model build its choice too, with its precision
+
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities()
@@ -26,10 +30,14 @@ def native_precision() -> Literal["bf16", "fp32"]:
 
 def torch_dtype(precision: Precision) -> torch.dtype:
     """The dtype that a choice of precision means on this machine."""
+    import torch
+
     resolved = native_precision() if precision == "auto" else precision
     return torch.bfloat16 if resolved == "bf16" else torch.float32
 
 
 def native_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from capibench.errors import ConfigError
 from capibench.model.language_model import LanguageModel
 from capibench.model.precision import Precision, native_device, torch_dtype
+from capibench.model.widened_linear import widen_products
 
 # Any one of them makes a folder one that a tokenizer can be read from.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -73,7 +74,9 @@ def ready(module: PreTrainedModel) -> PreTrainedModel:
     head = module.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(_without_gaps)
-    return module.to(native_device()).eval().requires_grad_(False)
+    module.to(native_device()).eval().requires_grad_(False)
+    widen_products(module)
+    return module
 
 
 def _without_gaps(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 
 from capibench.model.language_model import LanguageModel
+from capibench.model.widened_linear import linear_kernels, widen_products
 from capibench.quantization.gptq_format import write_config
 from capibench.quantization.sealed import read_seal, seal
 from capibench.quantization.tensor_files import ShardWriter, read_tensors, untied
@@ -52,9 +53,10 @@ class FloatWeights:
         read_seal(folder, method=METHOD, model=model.fingerprint)
         module = model.module.to(getattr(torch, self.dtype))
         module.config.dtype = module.dtype
+        widen_products(module)
         own = module.state_dict()
         with torch.no_grad():
             for name, tensor in read_tensors(folder):
                 own[name].copy_(tensor)
         model = replace(model.changed(self.params()), dtype=self.dtype)
-        return model, f"aten::linear ({self.dtype})"
+        return model, linear_kernels(module, self.dtype)
