@@ -98,7 +98,7 @@ class ArtifactStore:
             ArtifactMissing: it is not there, and this store may not make it.
         """
         path = self.path_of(kind, key)
-        found = _read(path, key, loudly=True)
+        found = _read(path, key, "is damaged" + " and will be made anew" * self.may_make)
         if found is not None:
             return found
         if not self.may_make:
@@ -138,7 +138,7 @@ def _publish(making: Path, path: Path, key: Mapping[str, Json]) -> Artifact | No
         except OSError:
             if not path.exists():
                 raise
-            found = _read(path, key, loudly=False)
+            found = _read(path, key, None)
             if found is not None:
                 return found
             _discard(path)
@@ -168,8 +168,9 @@ def _hash_file(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
-def _read(path: Path, key: Mapping[str, Json], *, loudly: bool) -> Artifact | None:
-    """The intact artifact at `path`, or None where there is none or it is damaged."""
+def _read(path: Path, key: Mapping[str, Json], damage: str | None) -> Artifact | None:
+    """The intact artifact at `path`, or None where there is none or it is damaged, which is
+    logged in the words of `damage`, if any."""
     if not path.exists():
         return None
     try:
@@ -182,8 +183,8 @@ def _read(path: Path, key: Mapping[str, Json], *, loudly: bool) -> Artifact | No
         seconds = float(meta["make_seconds"])
         size_bytes = sum(int(recorded["bytes"]) for recorded in meta["files"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if loudly:
-            _log.warning("artifact %s is damaged and will be made anew: %s", path, error)
+        if damage is not None:
+            _log.warning("artifact %s %s: %s", path, damage, error)
         return None
     return Artifact(path, True, seconds, size_bytes)
 

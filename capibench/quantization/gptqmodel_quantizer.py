@@ -31,6 +31,7 @@ from capibench.quantization.calibration_tokens import CalibrationSettings
 from capibench.quantization.layers import choose_linears
 from capibench.quantization.quantized_checkpoint import read_quantized_checkpoint
 from capibench.quantization.round_to_nearest import check_packed_max_rows
+from capibench.quantization.rounding import check_scales
 from capibench.quantization.sealed import read_seal, seal
 from capibench.quantization.tensor_files import stored_dtype
 from capibench.quantization.weight_only import load_weight_only
@@ -108,10 +109,11 @@ def quantize_with_gptqmodel(
     """
     if importlib.util.find_spec("gptqmodel") is None:
         raise MissingExtra("gptqmodel", "gptq", f"quantizing with {settings.method}")
-    tokens = settings.draw(model, texts)
     chosen, kept = choose_linears(
         model.module, settings.skip_modules, settings.group_size, IN_MULTIPLE
     )
+    check_scales(chosen, settings.bits, settings.group_size, settings.symmetric)
+    tokens = settings.draw(model, texts)
     with TemporaryDirectory(prefix="capibench-") as name:
         work = Path(name)
         model.module.save_pretrained(work / _SOURCE)

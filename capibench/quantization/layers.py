@@ -32,7 +32,8 @@ def choose_linears(
 
     Raises:
         ConfigError: a layer's in_features is no multiple of `group_size`, a name to skip is no
-            layer's (`HEAD` may be missing: not every model has one), or nothing is left.
+            layer's (`HEAD` may be missing: not every model has one), a weight is NaN or infinite,
+            or nothing is left.
     """
     linears = [name for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)]
     known = {*linears, *(name.rpartition(".")[2] for name in linears), HEAD}
@@ -61,6 +62,8 @@ def choose_linears(
             kept[name] = f"in_features={num_in} is no multiple of {in_multiple}"
         elif num_out % out_multiple:
             kept[name] = f"out_features={num_out} is no multiple of {out_multiple}"
+        elif not bool(weight_of(layer).isfinite().all()):
+            raise ConfigError("model", f"got NaN or infinity in {name}; expected finite weights")
         else:
             chosen[name] = layer
     for name, reason in kept.items():

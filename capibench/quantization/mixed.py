@@ -24,7 +24,7 @@ from capibench.quantization.mixed_plan import Option, plan_mixed
 from capibench.quantization.packed_linear import WHOLE_WORDS
 from capibench.quantization.quantized_weight import QuantizedWeight
 from capibench.quantization.round_to_nearest import check_group_size, check_packed_max_rows
-from capibench.quantization.rounding import SCALE_DTYPE, round_to_nearest
+from capibench.quantization.rounding import SCALE_DTYPE, check_scales, round_to_nearest
 from capibench.quantization.sealed import read_seal, seal
 from capibench.quantization.sensitivity import LayerSensitivity, sensitivity
 from capibench.quantization.weight_only import load_weight_only
@@ -94,6 +94,7 @@ class Mixed:
         chosen, kept = choose_linears(
             model.module, self.skip_modules, self.group_size, multiple, multiple
         )
+        check_scales(chosen, min(self.widths), self.group_size, self.symmetric)
         if not any(calibration):
             raise ConfigError("quantization.sensitivity_tokens", "there is no calibration text")
         ranking = sensitivity(

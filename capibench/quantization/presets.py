@@ -35,7 +35,8 @@ def presets_of(method: QuantizationMethod) -> list[str]:
 def build_preset(
     method: QuantizationMethod, name: str | None, changes: Mapping[str, Any] | None
 ) -> tuple[str, dict[str, Any], Quantization]:
-    """The preset `name` (the method's own when None) with `changes` over its values.
+    """The preset `name` (the method's own when None) with `changes` over its values; of a value
+    that has parts, `feedback` say, some may be given alone.
 
     Returns:
         its name, its settings as plain values, and the object that they build.
@@ -48,6 +49,8 @@ def build_preset(
         raise ConfigError(
             "config_name", f"got {name!r}; expected one of {', '.join(preset_names())}"
         )
+    if changes is not None and not isinstance(changes, Mapping):
+        raise ConfigError("custom_config", f"got {changes!r}; expected a mapping of settings")
     settings = _values(name)
     known = [key for key in settings if key != "_target_"]
     for key, value in (changes or {}).items():
@@ -56,7 +59,7 @@ def build_preset(
             raise ConfigError(
                 f"custom_config.{key}", f"got {value!r}; preset {name} does not know it; {expected}"
             )
-        settings[key] = value
+        settings[key] = _merged(settings[key], value)
     built = build(settings, _GROUP)
     made = built.params()["method"]
     if made not in _built_as(method) and name in presets_of(method):
@@ -72,6 +75,14 @@ def build_preset(
             f"{method.value!r}: {', '.join(presets_of(method))}",
         )
     return name, settings, cast(Quantization, built)
+
+
+def _merged(value: Any, change: Any) -> Any:
+    """`change` in place of `value`; of a part that is built itself only what is given, unless
+    that says what to build."""
+    if not isinstance(value, Mapping) or not isinstance(change, Mapping) or "_target_" in change:
+        return change
+    return {**value, **change}
 
 
 def _built_as(method: QuantizationMethod) -> tuple[str, ...]:

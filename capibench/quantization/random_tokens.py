@@ -10,6 +10,7 @@ shows the inputs better (Williams et al., arXiv 2410.17170): that is what `gptq`
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from capibench.quantization.layers import weight_of
 
 _MOMENTS_BYTES = 2 << 30  # held at once; the tokens are read once more for every further so many
 _BATCH = 8  # sequences at once
+_log = logging.getLogger(__name__)
 _RANK_SHIFT = 2.7  # Mandelbrot's, for words
 
 
@@ -59,23 +61,28 @@ class RandomTokens:
     ) -> Iterator[tuple[str, Tensor]]:
         """Name and E[xxᵀ] of the inputs, float32 [in, in], of each of `layers`, in their order.
 
+        A model with fewer positions than `sequence_tokens` reads at least as many tokens in more
+        and shorter sequences: they are drawn one by one, so that nothing is cut.
+
         Raises:
-            ConfigError: the model takes no sequence so long, or a layer took no part.
+            ConfigError: a layer took no part.
         """
         longest = getattr(model.module.config, "max_position_embeddings", None)
-        if longest is not None and self.sequence_tokens > longest:
-            raise ConfigError(
-                "quantization.feedback.sequence_tokens",
-                f"got {self.sequence_tokens}; expected at most the model's {longest} positions",
+        length, num_samples = self.sequence_tokens, self.num_samples
+        if longest is not None and length > longest:
+            num_samples, length = -(-num_samples * length // longest), longest
+            _log.warning(
+                "sequence_tokens: %d sequences of %d, as the model has %d positions",
+                *(num_samples, length, longest),
             )
         # An embedding may be padded with rows that stand for no token.
         vocabulary = min(len(model.tokenizer), model.module.get_input_embeddings().num_embeddings)
         generator = torch.Generator().manual_seed(self.seed)
         likely = 1 / (torch.arange(vocabulary) + _RANK_SHIFT)
-        num_tokens = self.num_samples * self.sequence_tokens
+        num_tokens = num_samples * length
         ids = torch.multinomial(likely, num_tokens, replacement=True, generator=generator)
         for some in _portions(layers):
-            yield from _observed(model.module, some, ids.view(self.num_samples, -1)).items()
+            yield from _observed(model.module, some, ids.view(num_samples, -1)).items()
 
 
 def _portions(

@@ -23,7 +23,7 @@ from capibench.quantization.layers import choose_linears, weight_of
 from capibench.quantization.packed_linear import WHOLE_WORDS
 from capibench.quantization.quantized_weight import QuantizedWeight
 from capibench.quantization.random_tokens import RandomTokens
-from capibench.quantization.rounding import round_to_nearest
+from capibench.quantization.rounding import check_scales, round_to_nearest
 from capibench.quantization.sealed import read_seal, seal
 from capibench.quantization.weight_only import load_weight_only
 
@@ -62,13 +62,13 @@ class RoundToNearest:
         needed.
 
         Raises:
-            ConfigError: a layer does not fit the groups, or the feedback's tokens the model.
+            ConfigError: a layer does not fit the groups, or a scale not its type.
         """
         multiple = WHOLE_WORDS[self.bits]
         chosen, kept = choose_linears(
             model.module, self.skip_modules, self.group_size, multiple, multiple
         )
-
+        check_scales(chosen, self.bits, self.group_size, self.symmetric)
         scheme = {
             "bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric,
         }  # fmt: skip

@@ -8,9 +8,14 @@ first and the weights are divided by what is stored: rounding it afterwards woul
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from capibench.errors import ConfigError
+from capibench.quantization.layers import weight_of
 from capibench.quantization.quantized_weight import QuantizedWeight
 
 SCALE_DTYPE = torch.float16  # what checkpoints of this format hold
@@ -28,7 +33,7 @@ def round_to_nearest(
         symmetric: zero point in the middle of the grid; else fitted to the group's range.
 
     Raises:
-        ValueError: in_features is no multiple of `group_size`.
+        ValueError: in_features is no multiple of `group_size`, or a scale cannot be stored.
     """
     num_out, num_in = weight.shape
     size = whole_groups(num_in, group_size)
@@ -42,6 +47,21 @@ def round_to_nearest(
         bits=bits,
         group_size=size,
     )
+
+
+def check_scales(
+    layers: Mapping[str, nn.Linear | Conv1D], bits: int, group_size: int, symmetric: bool
+) -> None:
+    """Raise ConfigError where a layer's scales cannot be stored, before any work is done."""
+    for name, layer in layers.items():
+        weight = weight_of(layer).float()
+        size = whole_groups(weight.shape[1], group_size)
+        try:
+            fit_grid(weight.reshape(weight.shape[0], -1, size), bits, symmetric)
+        except ValueError as error:
+            raise ConfigError(
+                "quantization.bits", f"{bits} bits: {name}: {error}; or name it in skip_modules"
+            ) from error
 
 
 def whole_groups(num_in: int, group_size: int) -> int:
@@ -73,5 +93,12 @@ def grid_points(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Ten
 
 
 def _stored(scales: Tensor) -> Tensor:
-    """`scales` as float32 numbers that float16 holds exactly, none of them 0."""
-    return scales.clamp(min=_SMALLEST_SCALE).to(SCALE_DTYPE).float()
+    """`scales` as float32 numbers that float16 holds exactly, none of them 0; ValueError where it
+    cannot hold one."""
+    stored = scales.clamp(min=_SMALLEST_SCALE).to(SCALE_DTYPE).float()
+    if not bool(stored.isfinite().all()):
+        raise ValueError(
+            f"got weights that need a scale of {float(scales.max()):.3g}; expected at most "
+            f"{torch.finfo(SCALE_DTYPE).max:g}, which float16 holds: more bits make it smaller"
+        )
+    return stored

@@ -83,9 +83,12 @@ def untied(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def stored_dtype(module: nn.Module) -> torch.dtype:
     """How weights that are not quantized are stored beside those that are: bfloat16 where that
-    changes nothing (they were trained or shipped in it), else float16, which is closer."""
+    changes nothing (they were trained or shipped in it) or float16 cannot hold a number of them,
+    else float16, which is closer."""
     exact = all(bool((p == p.to(torch.bfloat16)).all()) for p in module.parameters())
-    return torch.bfloat16 if exact else torch.float16
+    most = torch.finfo(torch.float16).max
+    held = all(bool((p.abs() <= most).all()) for p in module.parameters())
+    return torch.bfloat16 if exact or not held else torch.float16
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -3,14 +3,15 @@
 import pytest
 import torch
 from test_gptq import (
+    PROMPT,
     TEXTS,
-    assert_gptqmodel_reads_the_same_numbers,
+    assert_same_numbers,
     dequantized,
     follows,
     greedy,
     linears,
-    loaded_plainly,
     logits,
+    read_elsewhere,
 )
 from tiny_llama import load_tiny, save_tiny
 from torch import nn
@@ -52,6 +53,11 @@ def folder(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("awq")
     awq().quantize(load_tiny(source), TEXTS, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folder, tmp_path_factory):
+    return read_elsewhere(folder, "awq", tmp_path_factory.mktemp("elsewhere"))
 
 
 def test_every_layer_of_the_decoder_is_stored_as_integers(folder, source):
@@ -169,17 +175,16 @@ def test_the_best_scales_are_those_with_the_least_error_and_leave_the_weights_al
 
 
 @pytest.mark.slow
-def test_plain_transformers_loads_it_and_writes_the_same_tokens(folder, source):
-    prompt = [10, 60, 110, 160]
-    (fast, fast_tokens), (plain, tokens) = loaded_plainly(folder, "awq", prompt)
+def test_plain_transformers_loads_it_and_writes_the_same_tokens(folder, elsewhere, source):
+    (fast, fast_tokens), (plain, tokens) = elsewhere[0]
     assert (fast, plain) == (["TorchAtenAwqLinear"], ["AwqTorchLinear"])
     # No AWQ kernel of gptqmodel multiplies in float32: this one takes float16, that one bfloat16.
     # What is stored, multiplied in float16 here too, gives the same tokens; served in float32 it
     # prefers them as well, up to what float16 loses.
     served, _ = awq().load(load_tiny(source), folder)
-    assert tokens == greedy(in_half_precision(load_tiny(source), folder), prompt)
-    assert follows(served, len(prompt), tokens, margin=0.02)
-    assert follows(served, len(prompt), fast_tokens, margin=0.1)
+    assert tokens == greedy(in_half_precision(load_tiny(source), folder), PROMPT)
+    assert follows(served, len(PROMPT), tokens, margin=0.02)
+    assert follows(served, len(PROMPT), fast_tokens, margin=0.1)
 
 
 class HalfProduct(nn.Module):
@@ -202,5 +207,5 @@ def in_half_precision(model, folder):
 
 
 @pytest.mark.slow
-def test_gptqmodel_reads_the_same_numbers(folder, tmp_path):
-    assert_gptqmodel_reads_the_same_numbers(folder, tmp_path)
+def test_gptqmodel_reads_the_same_numbers(folder, elsewhere):
+    assert_same_numbers(folder, elsewhere[1])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_llama import NUM_POSITIONS, byte_tokenizer, load_tiny, save_tiny
+from tiny_llama import byte_tokenizer, load_tiny, save_tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from capibench.errors import ConfigError
@@ -155,13 +155,17 @@ def test_layers_that_hold_their_weights_transposed(tmp_path):
     assert shapes["transformer.h.0.mlp.c_fc"] == (256, 64)
 
 
-def test_sequences_longer_than_the_model_takes(source, tmp_path):
-    tokens = RandomTokens(1, NUM_POSITIONS + 1, 0.05, 0)
-    with pytest.raises(
-        ConfigError, match=r"^quantization\.feedback\.sequence_tokens: got 97; .* 96"
+def test_sequences_longer_than_the_model_takes_are_cut_into_more(tmp_path, caplog):
+    model = load_tiny(save_tiny(tmp_path / "model", num_positions=40))
+    tokens = RandomTokens(num_samples=5, sequence_tokens=64, damp_percent=0.05, seed=0)
+    method(tokens).quantize(model, [], tmp_path)
+    assert "8 sequences of 40, as the model has 40 positions" in caplog.text
+    as_many = RandomTokens(num_samples=8, sequence_tokens=40, damp_percent=0.05, seed=0)
+    layers, _ = choose_linears(model.module, ["lm_head"])
+    for (_, one), (_, other) in zip(
+        tokens.moments(model, layers), as_many.moments(model, layers), strict=True
     ):
-        method(tokens).quantize(load_tiny(source), [], tmp_path)
-    assert not list(tmp_path.iterdir())
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

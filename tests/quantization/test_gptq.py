@@ -234,7 +234,9 @@ def test_gpt2_with_activation_order_and_a_zero_point(tmp_path):
     torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)
     original = logits(load_tiny(source))
     assert float((expected - original).norm() / original.norm()) < 0.2
-    assert_gptqmodel_reads_the_same_numbers(folder, tmp_path)
+    file = tmp_path / "dequantized.safetensors"
+    run_script(GPTQMODELS_OWN, str(folder), "gptq", str(file))
+    assert_same_numbers(folder, load_file(file))
 
 
 GPTQMODELS_OWN = """
@@ -243,7 +245,7 @@ import torch
 from gptqmodel import BACKEND, GPTQModel
 from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
 from safetensors.torch import save_file
-awq = sys.argv[3] == "awq"
+awq = sys.argv[2] == "awq"
 backend = BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH
 model = GPTQModel.load(sys.argv[1], backend=backend, dtype=torch.float16, device="cpu").model
 weights = {}
@@ -255,16 +257,13 @@ for name, m in model.named_modules():
             else m.dequantize_weight()
         )
         weights[name] = own.half().contiguous().clone()
-save_file(weights, sys.argv[2])
+save_file(weights, sys.argv[3])
 """
 
 
-def assert_gptqmodel_reads_the_same_numbers(folder, tmp_path):
-    """To the last bit, in the float16 that it multiplies out in."""
+def assert_same_numbers(folder, theirs):
+    """To the last bit, in the float16 that gptqmodel multiplies out in."""
     checkpoint = read_quantized_checkpoint(folder)
-    file = tmp_path / "dequantized.safetensors"
-    run_script(GPTQMODELS_OWN, str(folder), str(file), checkpoint.method)
-    theirs = load_file(file)
     assert set(theirs) == set(checkpoint.bits)
     for name, weight in checkpoint.layers:
         group = weight.group_of_input
@@ -289,7 +288,7 @@ PLAIN = """
 import json, sys
 import torch
 from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
-folder, method, ids = sys.argv[1], sys.argv[2], torch.tensor([json.loads(sys.argv[3])])
+folder, method, ids = sys.argv[1], sys.argv[2], torch.tensor([json.loads(sys.argv[4])])
 own = GPTQConfig(4, backend="torch") if method == "gptq" else AwqConfig(4, backend="torch_awq")
 for asked in (None, own):
     more = {} if asked is None else {"quantization_config": asked}
@@ -305,11 +304,23 @@ for asked in (None, own):
 """
 
 
-def loaded_plainly(folder, method, ids):
-    """Kernel classes and greedy tokens of the checkpoint in Transformers alone, in float32: with
-    the kernel that it takes by itself, and with gptqmodel's plain one."""
-    lines = run_script(PLAIN, str(folder), method, json.dumps(ids)).splitlines()
-    return [json.loads(line.removeprefix("FOUND ")) for line in lines if line.startswith("FOUND ")]
+PROMPT = [10, 60, 110, 160]
+
+
+def read_elsewhere(folder, method, scratch):
+    """Kernel classes and greedy tokens of the checkpoint in Transformers alone, in float32, with
+    the kernel that it takes by itself, and with gptqmodel's plain one; and its weights as gptqmodel
+    multiplies them out. In one process, since these imports take seconds; Transformers first."""
+    file = scratch / "dequantized.safetensors"
+    script = PLAIN + GPTQMODELS_OWN
+    lines = run_script(script, str(folder), method, str(file), json.dumps(PROMPT)).splitlines()
+    found = (line.removeprefix("FOUND ") for line in lines if line.startswith("FOUND "))
+    return [json.loads(line) for line in found], load_file(file)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(quantized, tmp_path_factory):
+    return read_elsewhere(quantized[0], "gptq", tmp_path_factory.mktemp("elsewhere"))
 
 
 def greedy(model, ids, num_tokens=40):
@@ -330,17 +341,16 @@ def follows(model, num_prompt, tokens, margin):
 
 
 @pytest.mark.slow
-def test_plain_transformers_loads_it_and_writes_the_same_tokens(quantized, source):
-    prompt = [10, 60, 110, 160]
-    (fast, fast_tokens), (plain, tokens) = loaded_plainly(quantized[0], "gptq", prompt)
+def test_plain_transformers_loads_it_and_writes_the_same_tokens(quantized, elsewhere, source):
+    (fast, fast_tokens), (plain, tokens) = elsewhere[0]
     assert (fast, plain) == (["TorchAtenLinear"], ["TorchLinear"])
     served, _ = gptq().load(load_tiny(source), quantized[0])
-    assert tokens == greedy(served, prompt)
+    assert tokens == greedy(served, PROMPT)
     # PyTorch's int4 product is bfloat16 whatever the model's type: scales, inputs and outputs are
     # rounded to 3 digits, so that no choice of stored numbers makes it agree to the last token.
-    assert follows(served, len(prompt), fast_tokens, margin=0.1)
+    assert follows(served, len(PROMPT), fast_tokens, margin=0.1)
 
 
 @pytest.mark.slow
-def test_gptqmodel_reads_the_same_numbers(quantized, tmp_path):
-    assert_gptqmodel_reads_the_same_numbers(quantized[0], tmp_path)
+def test_gptqmodel_reads_the_same_numbers(quantized, elsewhere):
+    assert_same_numbers(quantized[0], elsewhere[1])

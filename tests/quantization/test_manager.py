@@ -28,7 +28,7 @@ from capibench.quantization import (
 )
 from capibench.quantization.bytes import resident_bytes
 from capibench.quantization.calibration_text import given, standard_library
-from capibench.quantization.presets import preset_names
+from capibench.quantization.presets import build_preset, preset_names
 from capibench.quantization.reloading import reload
 
 TEXTS = [f"def f{i}(x): return x + {i}, which is the larger one of the two." for i in range(40)]
@@ -324,7 +324,7 @@ def test_bad_test_data(manager, source):
         manager.get_quantization_history(0)
 
 
-def test_damaged_gone_or_foreign_weights_are_never_measured(manager, source, tmp_path):
+def test_damaged_gone_or_foreign_weights_are_never_measured(manager, tmp_path, caplog):
     model = save_tiny(tmp_path / "model")
     result = manager.quantize_model(model, INT8)
     (path,) = Path(result.quantized_model_path).rglob("*.safetensors")
@@ -333,6 +333,7 @@ def test_damaged_gone_or_foreign_weights_are_never_measured(manager, source, tmp
     path.write_bytes(data)
     with pytest.raises(DataError, match="is gone or damaged; quantize the model anew"):
         manager.benchmark_quantized_model(result, TEXTS)
+    assert "will be made anew" not in caplog.text
     again = manager.quantize_model(model, INT8)  # made anew in the same place
     assert not again.validation_metrics["reused"]
     manager.benchmark_quantized_model(result, TEXTS, num_iterations=1)
@@ -483,3 +484,19 @@ assert q.QuantizationMethod.GPTQ.default_preset == "gptq_4bit"
 assert not {"torch", "transformers", "scipy"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_parts_of_a_setting_may_be_given_alone():
+    _, settings, made = build_preset(
+        QuantizationMethod.INT4, None, {"feedback": {"damp_percent": 0.02}}
+    )
+    _, plain, _ = build_preset(QuantizationMethod.INT4, None, None)
+    assert settings["feedback"] == {**plain["feedback"], "damp_percent": 0.02}
+    assert made.feedback.damp_percent == 0.02
+    for wrong, message in (
+        ({"feedback": {"damp": 1}}, "quantization.feedback.damp: unknown key"),
+        ({"feedback": {"_target_": plain["_target_"]}}, "quantization.feedback"),
+        ([1], "custom_config: got .*; expected a mapping"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_preset(QuantizationMethod.INT4, None, wrong)

@@ -295,3 +295,27 @@ def test_no_quantization_is_the_model_itself(source, tmp_path):
     NoQuantization().quantize(model, [], tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert NoQuantization().load(model, tmp_path) == (model, "aten::linear (float32)")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1e6, "quantization.bits: 4 bits: model.layers.1.mlp.up_proj: got weights that need a "),
+        (float("nan"), "model: got NaN or infinity in model.layers.1.mlp.up_proj"),
+    ],
+)
+def test_weights_whose_scales_cannot_be_stored_are_refused(source, tmp_path, value, message):
+    model = load_tiny(source)
+    model.module.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
+    with pytest.raises(ConfigError, match=message):
+        method().quantize(model, [], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_weights_that_are_kept_stay_finite(source, tmp_path):
+    model = load_tiny(source)
+    model.module.model.embed_tokens.weight.data[7, 7] = 1e6  # beyond float16
+    method().quantize(model, [], tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert all(bool(t.isfinite().all()) for t in stored.values() if t.is_floating_point())
+    assert float(stored["model.embed_tokens.weight"][7, 7]) == pytest.approx(1e6, rel=2**-8)
