@@ -173,7 +173,13 @@ def _convert(value: Any, wanted: Any, key: str, plugins: Sequence[str]) -> Any:
             for k, v in value.items()
         }
     if isinstance(value, Mapping) and "_target_" in value:
-        return build(value, key, plugins)
+        made = build(value, key, plugins)
+        checkable = isinstance(wanted, type) and not getattr(wanted, "_is_protocol", False)
+        if checkable and not isinstance(made, wanted):
+            raise ConfigError(
+                f"{key}._target_", f"got {value['_target_']!r}; expected a {wanted.__name__}"
+            )
+        return made
     if wanted is Any:
         return value
     if isinstance(wanted, type) and issubclass(wanted, enum.Enum):

@@ -94,6 +94,7 @@ def test_every_choice_a_replica_is_told_of_survives_the_way(group: str) -> None:
         ({"part": {"_target_": f"{ME}.Part"}}, "group.part.size: missing; expected int"),
         ({"part": {"_target_": "os.system"}}, "group.part._target_: 'os.system' is not allowed"),
         ({"part": {"_target_": f"{ME}.Nobody"}}, "is not a dataclass"),
+        ({"part": {"_target_": "capibench.index.tuning.none.NoTuning"}}, "expected a Part"),
         ({"part": {"_target_": "capibench.nowhere.X"}}, "cannot import 'capibench.nowhere'"),
         ({"extra": 1}, "group.extra: unknown key (value 1); known: name, rate"),
     ],

@@ -20,6 +20,8 @@ class Allowed:
 
     def __init__(self, ids: Ids) -> None:
         """Raises: ValueError if `ids` are not int64 [n]; ids may repeat."""
+        if not isinstance(ids, np.ndarray):
+            raise ValueError(f"allowed: got {type(ids).__name__}; expected an int64 array [n]")
         if ids.dtype != np.int64 or ids.ndim != 1:
             raise ValueError(
                 f"allowed: got {ids.dtype} of shape {ids.shape}; expected int64 ids of shape [n]"

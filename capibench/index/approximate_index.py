@@ -11,13 +11,20 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from capibench.embedder.embedder import Vectors
 from capibench.errors import DataError
-from capibench.index.filter_share import quickest_s, scanned_share
+from capibench.index.filter_plan import (
+    MAX_ATTEMPTS,
+    NUM_QUERIES_TO_TIME,
+    WIDENING,
+    FilterPlanner,
+    relative_cost,
+)
 from capibench.index.index import Ids
 from capibench.index.saved import Saved
-from capibench.index.stored_index import BuildCost, StoredIndex, check_at_least_1
+from capibench.index.stored_index import BuildCost, StoredIndex, as_whole, check_at_least_1
 from capibench.index.vector_store import RowSet, VectorStore
 
 # A structure that learnt from so many times fewer vectors than it holds learns anew: each vector
@@ -28,8 +35,9 @@ _GROWTH_BEFORE_RETRAINING = 4
 _NUM_ROWS_ALWAYS_SCANNED = 1_000
 # Candidates asked for beyond the expected need where a filter is applied after the search.
 _POST_FILTER_MARGIN = 1.25
-# Queries by which a scan is compared with the structure, at most: larger batches behave alike.
-_NUM_QUERIES_TO_TIME = 128
+# Of these, so many times the wanted number are kept: the neighbours that a filter leaves lie closer
+# together, so that the errors of codes confuse more of them.
+_POST_FILTER_KEPT = 2
 # What was measured holds until the number of vectors has changed by this factor.
 _SAME_SIZE = 1.1
 
@@ -44,11 +52,15 @@ class ApproximateIndex(StoredIndex):
       fewer is answered by exact scan;
     - scores are those of the exact vectors.
 
-    A filter that allows at most `exact_filter_share` of the vectors is answered by scanning those;
-    above, the structure makes 1 / share times its usual effort, since among as many more
-    candidates the wanted number is allowed. Where that share is None it is the one from which the
-    structure is quicker, measured at the first filtered search (`filter_share`; 0.1 s or so), once
-    for each k and size of batch, and again when effort or number of vectors have changed.
+    A filter that allows the share s of the vectors is answered by the structure at 1 / s times its
+    usual effort, since among as many more candidates the wanted number is allowed. A query for
+    which it finds fewer allowed candidates than it would re-rank without a filter has come short,
+    because the filter forbids what lies near it: it is asked again as if s were a quarter, and in
+    the end answered by exact scan. Which of these attempts are worth making, `filter_plan` decides
+    by what they cost, measured at the first search with a filter of that size for each k and size
+    of batch (about three scans' time), and by how often they come short. Where
+    `exact_filter_share` is a number nothing is measured: attempts are made as long as they assume
+    a greater share.
     """
 
     query_names: ClassVar[tuple[str, ...]]  # fields that are query parameters, influential first
@@ -60,16 +72,14 @@ class ApproximateIndex(StoredIndex):
     _cost: BuildCost | None = field(init=False, repr=False, default=None)
     _query: dict[str, int] = field(init=False, repr=False)
     _structure_size: int | None = field(init=False, repr=False, default=None)
-    # k and size of batch (its logarithm) -> number of vectors, and the share measured with them
-    _shares: dict[tuple[int, int], tuple[int, float]] = field(
-        init=False, repr=False, default_factory=dict
-    )
+    _planner: FilterPlanner = field(init=False, repr=False, default_factory=FilterPlanner)
+    _num_planned_for: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         share = self.exact_filter_share
-        if share is not None and not 0 <= share <= 1:
-            raise ValueError(f"exact_filter_share: got {share}; expected 0 to 1, or null")
+        if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
+            raise ValueError(f"exact_filter_share: got {share!r}; expected 0 to 1, or null")
         check_at_least_1(self, *self.query_names)
         self._query = {name: getattr(self, name) for name in self.query_names}
 
@@ -144,10 +154,8 @@ class ApproximateIndex(StoredIndex):
                 raise ValueError(
                     f"{name}: got {value}; expected one of {', '.join(self.query_names)}"
                 )
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; expected at least 1")
-        self._query |= params
-        self._shares.clear()
+        self._query |= {name: as_whole(name, value) for name, value in params.items()}
+        self._num_planned_for = 0
 
     @property
     def build_cost(self) -> BuildCost | None:
@@ -183,7 +191,7 @@ class ApproximateIndex(StoredIndex):
         self._num_learnt_from = saved.facts["num_learnt_from"]
         self._cost = None if cost is None else BuildCost(*cost)
         self._structure_size = None
-        self._shares.clear()
+        self._num_planned_for = 0
         self._settled()
 
     def _rebuilt(self, store: VectorStore, *, retrain: bool) -> None:
@@ -202,7 +210,7 @@ class ApproximateIndex(StoredIndex):
         self._cost = BuildCost(learnt_s - begin_s, perf_counter() - learnt_s)
         self._store, self._structure = store, structure
         self._num_learnt_from, self._structure_size = num_learnt_from, None
-        self._shares.clear()
+        self._num_planned_for = 0
         self._settled()
 
     def _append(self, vectors: Vectors) -> None:
@@ -212,71 +220,94 @@ class ApproximateIndex(StoredIndex):
             self.rebuild()
 
     def _nearest(self, queries: Vectors, k: int, among: RowSet | None) -> tuple[Ids, Vectors]:
-        num_live = self.store.num_live
-        num_allowed = num_live if among is None else len(among.rows)
-        if num_allowed <= k * self._query.get("rerank", 1):  # all would be candidates
-            return self.store.scan(queries, k, among)
-        if among is not None and (
-            num_allowed <= _NUM_ROWS_ALWAYS_SCANNED
-            or num_allowed <= self._scanned_share(queries, k) * num_live
-        ):
-            return self.store.scan(queries, k, among)
-        return self._by_structure(queries, k, among)
-
-    def _by_structure(self, queries: Vectors, k: int, among: RowSet | None) -> tuple[Ids, Vectors]:
-        """`_nearest` of more than `rerank` times k vectors; a scan where too few are found."""
-        store = self.store
-        num_allowed = store.num_live if among is None else len(among.rows)
+        num_allowed = self.store.num_live if among is None else len(among.rows)
         num_wanted = k * self._query.get("rerank", 1)
-        rows, scores = self._candidates(
-            queries, num_wanted, among or store.live_rows(), num_allowed / store.num_live
-        )
-        if scores is None:
-            rows, scores = store.rescore(queries, rows, k)
-        short = rows[:, k - 1] < 0
-        if short.any():
-            rows[short], scores[short] = store.scan(queries[short], k, among)
+        if num_allowed <= num_wanted:  # all would be candidates
+            return self.store.scan(queries, k, among)
+        if among is None:
+            live = self.store.live_rows()
+            needed = k if live is None or self.takes_filter else num_wanted
+            rows, scores, short = self._attempt(queries, k, live, 1.0, needed)
+            if short.any():
+                rows[short], scores[short] = self.store.scan(queries[short], k, None)
+            return rows, scores
+        if num_allowed <= _NUM_ROWS_ALWAYS_SCANNED:
+            return self.store.scan(queries, k, among)
+        return self._nearest_among(queries, k, among)
+
+    def _nearest_among(self, queries: Vectors, k: int, among: RowSet) -> tuple[Ids, Vectors]:
+        """Attempts as planned; what comes short of the last is scanned."""
+        attempts = self._attempts(queries, k, among)
+        if not attempts:
+            return self.store.scan(queries, k, among)
+        rows = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        num_wanted, share = k * self._query.get("rerank", 1), len(among.rows) / self.store.num_live
+        key = k, min(len(queries), NUM_QUERIES_TO_TIME).bit_length()
+        left: Ids = np.arange(len(queries))
+        for i in attempts:
+            found, found_scores, short = self._attempt(
+                queries[left], k, among, share / WIDENING**i, num_wanted
+            )
+            rows[left], scores[left] = found, found_scores
+            left = left[short]
+            self._planner.record(among, share, key, i, short=len(left) > 0)
+            if not len(left):
+                return rows, scores
+        rows[left], scores[left] = self.store.scan(queries[left], k, among)
         return rows, scores
 
-    def _scanned_share(self, queries: Vectors, k: int) -> float:
-        """Filters that allow at most this share are scanned."""
+    def _attempts(self, queries: Vectors, k: int, among: RowSet) -> list[int]:
+        """Numbers of the attempts to make; each assumes a share `WIDENING` times smaller."""
+        store, num_wanted = self.store, k * self._query.get("rerank", 1)
+        share = len(among.rows) / store.num_live
+        # An attempt that asks for every vector is the last that differs.
+        widest = 1 + math.ceil(math.log(len(among.rows) / num_wanted, WIDENING))
+        most = min(MAX_ATTEMPTS, widest)
         if self.exact_filter_share is not None:
-            return self.exact_filter_share
-        store, asked = self.store, queries[:_NUM_QUERIES_TO_TIME]
-        num_live, key = store.num_live, (k, len(asked).bit_length())
-        then, share = self._shares.get(key, (0, 0.0))
-        if not num_live / _SAME_SIZE <= then <= num_live * _SAME_SIZE:
-            live, generator = store.occupied(), np.random.default_rng(0)
+            return [i for i in range(most) if share / WIDENING**i > self.exact_filter_share]
+        then = self._num_planned_for
+        if not store.num_live / _SAME_SIZE <= then <= store.num_live * _SAME_SIZE:
+            self._planner, self._num_planned_for = FilterPlanner(), store.num_live
+        asked = queries[:NUM_QUERIES_TO_TIME]
 
-            def lead(share: float) -> float:
-                """Of the structure over a scan, on rows as good as any."""
-                chosen = generator.choice(num_live, math.ceil(share * num_live), replace=False)
-                among = RowSet(live[np.sort(chosen)], store.num_rows)
-                scan_s, structure_s = quickest_s(
-                    lambda: store.scan(asked, k, among),
-                    lambda: self._by_structure(asked, k, among),
-                )
-                return scan_s / structure_s
+        def cost(attempt: int) -> float:
+            return relative_cost(
+                lambda: store.scan(asked, k, among),
+                lambda num: self._attempt(
+                    asked[:num], k, among, share / WIDENING**attempt, num_wanted
+                ),
+                len(asked),
+            )
 
-            least = max(_NUM_ROWS_ALWAYS_SCANNED, k * self._query.get("rerank", 1))
-            share = scanned_share(lead, least / num_live)
-            self._shares[key] = num_live, share
-        return share
+        return self._planner.attempts(among, share, (k, len(asked).bit_length()), most, cost)
+
+    def _attempt(
+        self, queries: Vectors, k: int, among: RowSet | None, share: float, needed: int
+    ) -> tuple[Ids, Vectors, npt.NDArray[np.bool_]]:
+        """Rows and scores [m, k], and which queries came short [m]: of `needed` candidates."""
+        rows, scores = self._candidates(queries, k * self._query.get("rerank", 1), among, share)
+        short = rows[:, needed - 1] < 0
+        if scores is None:
+            rows, scores = self.store.rescore(queries, rows, k)
+        return rows, scores, short
 
     def _candidates(
         self, queries: Vectors, num_wanted: int, among: RowSet | None, share: float
     ) -> tuple[Ids, Vectors | None]:
-        """As `_find`, from any structure. `among` holds the live rows that are allowed; `share`
-        is their part of all live ones."""
+        """As `_find`, from any structure. `among` holds the live rows that are allowed; as if they
+        were `share` of all live ones wherever the structure looks."""
         query = self._query
         if share < 1:
             query = {n: v if n == "rerank" else math.ceil(v / share) for n, v in query.items()}
         if among is None or self.takes_filter:
             return self._find(queries, num_wanted, among, query)
-        expected = num_wanted * among.num_rows / len(among.rows)
-        enough = min(math.ceil(_POST_FILTER_MARGIN * expected) + 8, among.num_rows)
+        expected = num_wanted * among.num_rows / (share * self.store.num_live)
+        enough = math.ceil(_POST_FILTER_MARGIN * expected) + 8
+        # A graph's candidates are all compared while it is searched: more of them cost nothing.
+        enough = min(max(enough, query.get("ef_search", 0)), among.num_rows)
         rows, _ = self._find(queries, enough, None, query)
         unwanted = (rows < 0) | ~among.mask[rows]
-        order = np.argsort(unwanted, axis=1, kind="stable")[:, : max(num_wanted, 1)]
+        order = np.argsort(unwanted, axis=1, kind="stable")[:, : _POST_FILTER_KEPT * num_wanted]
         rows = np.where(unwanted, np.int64(-1), rows)
         return np.take_along_axis(rows, order, axis=1), None

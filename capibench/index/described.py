@@ -12,10 +12,10 @@ import faiss
 
 from capibench.index.exact_scan import faiss_metric
 from capibench.index.faiss_index import FaissIndex, powers_of_two, resolved_nlist, set_clustering
-from capibench.index.hnsw import LADDER
+from capibench.index.hnsw import LADDER, listed
 from capibench.index.ivf import LISTS_PER_ROOT
 from capibench.index.metric import Metric
-from capibench.index.stored_index import check_at_least_1
+from capibench.index.stored_index import check_at_least_1, check_seed
 from capibench.index.vector_store import VectorStore
 
 # FAISS parses much more than it builds rightly ("SQ0" gives a broken index, "RFlat" refines
@@ -69,12 +69,11 @@ class Described(FaissIndex):
         if used is not None:
             check_at_least_1(self, used)
             self._query = {used: getattr(self, used), **self._query}
-        if self.seed < 0:
-            raise ValueError(f"seed: got {self.seed}; expected at least 0")
+        check_seed(self)
 
     @property
     def takes_filter(self) -> bool:
-        return self.description != "RaBitQfs"
+        return self.ef_search is None and self.description != "RaBitQfs"  # graphs: see `Hnsw`
 
     def query_ladders(self) -> dict[str, tuple[int, ...]]:
         return {name: self._ladder(name) for name in self._query}
@@ -97,9 +96,11 @@ class Described(FaissIndex):
 
     def _parameters(self, query: Mapping[str, int], selector: Any) -> Any:
         if "nprobe" in query:
-            return faiss.SearchParametersIVF(sel=selector, nprobe=query["nprobe"])
+            nprobe = min(query["nprobe"], int(self._structure.nlist))
+            return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
         if "ef_search" in query:
-            return faiss.SearchParametersHNSW(sel=selector, efSearch=query["ef_search"])
+            effort = listed(query["ef_search"], int(self._structure.ntotal))
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
         return super()._parameters(query, selector)
 
     def _learnt(self, store: VectorStore) -> Any:
@@ -114,6 +115,9 @@ class Described(FaissIndex):
         if self._parts["lists"]:
             set_clustering(structure.cp, seed=self.seed, num_iterations=10, per_centroid=256)
             structure.cp.spherical = self.metric is not Metric.L2
+            if self.metric is Metric.IP and str(self._parts["codes"]).startswith("SQ"):
+                # Centres of length 1 leave of much shorter vectors a difference that hides them.
+                structure.by_residual = False
         structure.train(store.sample(_NUM_TRAINING_VECTORS, self.seed))
         return structure
 

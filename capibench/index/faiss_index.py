@@ -59,6 +59,7 @@ class FaissIndex(ApproximateIndex):
 
     def _take_in(self, structure: Any, vectors: Vectors) -> None:
         structure.add(filled_up(vectors, structure.d))
+        self._unfiltered = None  # a limit in it may be the number of rows
 
     def _find(
         self, queries: Vectors, num_wanted: int, among: RowSet | None, query: Mapping[str, int]
@@ -87,6 +88,7 @@ class FaissIndex(ApproximateIndex):
         expected = (self._dimension(store.dimension), store.num_rows, faiss_metric(self.metric))
         if not self._is_mine(structure) or found != expected:
             raise TypeError(f"it is {type(structure).__name__} of {found}; expected {expected}")
+        self._unfiltered = None
         return structure
 
     def _measured_bytes(self) -> int:

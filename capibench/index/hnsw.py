@@ -12,10 +12,17 @@ import faiss
 from capibench.embedder.embedder import Vectors
 from capibench.index.exact_scan import faiss_metric
 from capibench.index.faiss_index import FaissIndex
-from capibench.index.stored_index import check_at_least_1
+from capibench.index.stored_index import as_whole, check_at_least_1
 from capibench.index.vector_store import VectorStore
 
+MOST_LINKS = 10_000  # where hnswlib stops, too
 LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def listed(ef_search: int, num_rows: int) -> int:
+    """The length of the candidate list: a library takes memory for all of it, and no more than
+    all rows can be candidates."""
+    return max(min(ef_search, num_rows), 1)
 
 
 @dataclass
@@ -28,6 +35,11 @@ class Hnsw(FaissIndex):
     The graph reads the vectors where they lie in the store, so that only its links cost memory.
     Float16 vectors, and those of an index that was added to since it was built or loaded, it
     cannot read there and holds a float32 copy.
+
+    Candidates are filtered afterwards. FAISS's own filter returns any k allowed rows that it met,
+    so that nobody can tell when the candidate list was too short to hold the nearest ones: of
+    3,000 vectors, half of them allowed and mostly not those near the queries, it found 0.70 of the
+    neighbours at an effort that finds 0.95 without a filter.
     """
 
     query_names: ClassVar[tuple[str, ...]] = ("ef_search",)
@@ -42,8 +54,8 @@ class Hnsw(FaissIndex):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_links < 2:  # 1 makes the level distribution, 1 / ln(num_links), infinite
-            raise ValueError(f"num_links: got {self.num_links}; expected at least 2")
+        # 1 makes the level distribution, 1 / ln(num_links), infinite.
+        as_whole("num_links", self.num_links, least=2, most=MOST_LINKS)
         check_at_least_1(self, "ef_construction")
 
     def _type_params(self) -> dict[str, int | float | str | None]:
@@ -61,8 +73,13 @@ class Hnsw(FaissIndex):
         num_vectors = self.num_vectors
         return tuple(ef for i, ef in enumerate(LADDER) if i == 0 or LADDER[i - 1] < num_vectors)
 
+    @property
+    def takes_filter(self) -> bool:
+        return False
+
     def _parameters(self, query: Mapping[str, int], selector: Any) -> Any:
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=query["ef_search"])
+        effort = listed(query["ef_search"], int(self._structure.ntotal))
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
 
     def _learnt(self, store: VectorStore) -> Any:
         graph = faiss.IndexHNSWFlat(store.dimension, self.num_links, faiss_metric(self.metric))
@@ -75,7 +92,7 @@ class Hnsw(FaissIndex):
     def _take_in(self, structure: Any, vectors: Vectors) -> None:
         if structure is self._structure:
             self._own_vectors()
-        structure.add(vectors)
+        super()._take_in(structure, vectors)
 
     def _settled(self) -> None:
         """Let the graph read the store's vectors instead of a copy."""

@@ -14,10 +14,10 @@ import numpy as np
 from capibench.embedder.embedder import Vectors
 from capibench.errors import MissingExtra
 from capibench.index.approximate_index import ApproximateIndex
-from capibench.index.hnsw import LADDER
+from capibench.index.hnsw import LADDER, MOST_LINKS, listed
 from capibench.index.index import Ids
 from capibench.index.metric import Metric
-from capibench.index.stored_index import check_at_least_1
+from capibench.index.stored_index import as_whole, check_at_least_1, check_seed
 from capibench.index.vector_store import RowSet, VectorStore
 
 try:
@@ -41,11 +41,9 @@ class HnswlibGraph(ApproximateIndex):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_links < 2:
-            raise ValueError(f"num_links: got {self.num_links}; expected at least 2")
+        as_whole("num_links", self.num_links, least=2, most=MOST_LINKS)
         check_at_least_1(self, "ef_construction")
-        if self.seed < 0:
-            raise ValueError(f"seed: got {self.seed}; expected at least 0")
+        check_seed(self)
 
     @property
     def takes_filter(self) -> bool:
@@ -93,7 +91,8 @@ class HnswlibGraph(ApproximateIndex):
         self, queries: Vectors, num_wanted: int, among: RowSet | None, query: Mapping[str, int]
     ) -> tuple[Ids, Vectors | None]:
         graph = self._structure
-        graph.set_ef(max(query["ef_search"], num_wanted))
+        effort = listed(query["ef_search"], int(graph.get_current_count()))
+        graph.set_ef(max(effort, num_wanted))
         try:
             rows, _ = graph.knn_query(queries, num_wanted, num_threads=faiss.omp_get_max_threads())
         except RuntimeError:  # the graph reaches fewer: its way to say so, for all queries at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from capibench.index.index import Ids
 from capibench.index.lexical import LexicalIndex
 from capibench.index.quality import Relevance
 from capibench.index.saved import INDEX_KIND, Saved, load_directory, save_directory
-from capibench.index.stored_index import StoredIndex, check_at_least_1
+from capibench.index.stored_index import StoredIndex, as_whole, check_at_least_1
 from capibench.index.vector_store import VectorStore
 
 
@@ -55,8 +56,8 @@ class HybridText:
         check_at_least_1(self, "depth", "rank_constant")
         if self.dense_weight is not None and not 0 <= self.dense_weight <= 1:
             raise ValueError(f"dense_weight: got {self.dense_weight}; expected 0 to 1, or null")
-        if self.k1 < 0:
-            raise ValueError(f"k1: got {self.k1}; expected at least 0")
+        if not 0 <= self.k1 < math.inf:
+            raise ValueError(f"k1: got {self.k1}; expected a finite number of at least 0")
         if not 0 <= self.b <= 1:
             raise ValueError(f"b: got {self.b}; expected 0 to 1")
         self._lexical = LexicalIndex(self.k1, self.b)
@@ -228,8 +229,8 @@ class HybridText:
         """Of each query: the best `depth` of either side, with the true scores of both."""
         _check_texts(texts, len(queries))
         store = self.dense.store
-        depth = min(max(self.depth, k), store.num_live)
         self._check_k(k)
+        depth = min(max(self.depth, k), store.num_live)
         near_ids, _ = self.dense.search(queries, depth, allowed)
         among = store.live_rows() if allowed is None else allowed.rows_in(store)
         prepared = store.comparable(queries)
@@ -251,9 +252,9 @@ class HybridText:
 
     def _check_k(self, k: int) -> None:
         """The dense side is asked for more than k: what is wrong with k must be said of k."""
-        if not 1 <= k <= self.dense.num_vectors:
+        if as_whole("k", k) > self.dense.num_vectors:
             raise ValueError(
-                f"k: got {k}; expected 1 to the number of vectors, {self.dense.num_vectors}"
+                f"k: got {k}; expected at most the number of vectors, {self.dense.num_vectors}"
             )
 
     def _follow(self, before: VectorStore) -> None:
@@ -263,5 +264,10 @@ class HybridText:
 
 
 def _check_texts(texts: Sequence[str], num_vectors: int) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise ValueError(f"texts: got {type(texts).__name__}; expected a list of texts")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"texts[{i}]: got {text!r}; expected text")
     if len(texts) != num_vectors:
         raise ValueError(f"texts: got {len(texts)}; expected one for each of {num_vectors} vectors")

@@ -17,7 +17,7 @@ from capibench.index.faiss_index import (
     set_clustering,
 )
 from capibench.index.metric import Metric
-from capibench.index.stored_index import check_at_least_1
+from capibench.index.stored_index import check_at_least_1, check_seed
 from capibench.index.vector_store import VectorStore
 
 # Of an automatic nlist, in units of the square root of n: FAISS's rule below a million vectors.
@@ -48,8 +48,7 @@ class Ivf(FaissIndex):
         check_at_least_1(self, "num_iterations", "num_training_vectors_per_list")
         if self.nlist is not None:
             check_at_least_1(self, "nlist")
-        if self.seed < 0:
-            raise ValueError(f"seed: got {self.seed}; expected at least 0")
+        check_seed(self)
 
     def describe(self) -> dict[str, str | int | float]:
         described = super().describe()
@@ -76,7 +75,9 @@ class Ivf(FaissIndex):
         return powers_of_two(nlist if self._structure is None else int(self._structure.nlist))
 
     def _parameters(self, query: Mapping[str, int], selector: Any) -> Any:
-        return faiss.SearchParametersIVF(sel=selector, nprobe=query["nprobe"])
+        # FAISS takes memory for as many lists as it is told, whether there are so many or not.
+        nprobe = min(query["nprobe"], int(self._structure.nlist))
+        return faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
 
     def _learnt(self, store: VectorStore) -> Any:
         nlist = resolved_nlist(self.nlist, store.num_live, self.lists_per_root)

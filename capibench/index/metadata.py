@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,9 @@ from capibench.index.index import Ids
 from capibench.index.vector_store import check_ids
 
 Value = str | int | float | bool
-Condition = Value | Sequence[Value] | Mapping[str, Value]
+Condition = Value | Collection[Value] | Mapping[str, Value]
+_TEXT, _NUMBER, _TRUTH = "text", "a finite number", "true or false"
+_ENDS = ("at_least", "at_most")
 
 
 class Metadata:
@@ -23,18 +27,25 @@ class Metadata:
     a search as `Allowed`."""
 
     def __init__(self, ids: Ids, fields: Mapping[str, Sequence[Value]]) -> None:
-        """Raises: ValueError if ids are not unique int64 of at least 0, or a field has not one
-        value for each."""
-        check_ids(ids, len(ids))
+        """Values may be NumPy's too, and are kept as Python's.
+
+        Raises:
+            ValueError: ids are not unique int64 of at least 0, or a field has not one value for
+                each, or a value that is no text, finite number, true or false.
+        """
+        check_ids(ids, None)
+        if not isinstance(fields, Mapping):
+            raise ValueError(
+                f"metadata: got {type(fields).__name__}; expected a mapping from each field to its "
+                "values"
+            )
         self._ids = ids.copy()
         self._fields: dict[str, list[Value]] = {}
         for name, values in fields.items():
-            if len(values) != len(ids):
-                raise ValueError(
-                    f"{name}: got {len(values)} values; expected one for each of {len(ids)} ids"
-                )
-            self._fields[name] = list(values)
-        self._columns: dict[str, npt.NDArray[np.object_]] = {}
+            if not isinstance(name, str):
+                raise ValueError(f"metadata: got field {name!r}; expected text")
+            self._fields[name] = checked_values(f"metadata.{name}", values, len(ids))
+        self._columns: dict[str, tuple[npt.NDArray[np.object_], frozenset[str]]] = {}
 
     @property
     def ids(self) -> Ids:
@@ -49,7 +60,8 @@ class Metadata:
         of them), or {"at_least": a, "at_most": b} (a range, either end alone too).
 
         Raises:
-            ValueError: an unknown field, or a condition of another form or type.
+            ValueError: an unknown field, a condition of another form, or a value of a type that
+                the field does not have (which could meet nothing).
         """
         meets = np.ones(len(self._ids), dtype=np.bool_)
         for name, condition in conditions.items():
@@ -65,7 +77,7 @@ class Metadata:
         added = Metadata(ids, fields)
         if added._fields.keys() != self._fields.keys():
             raise ValueError(
-                f"fields: got {', '.join(sorted(fields))}; "
+                f"metadata: got fields {', '.join(sorted(fields))}; "
                 f"expected {', '.join(sorted(self._fields))}"
             )
         present = np.intersect1d(ids, self._ids)
@@ -111,38 +123,100 @@ class Metadata:
 
     def _meets(self, name: str, condition: Condition) -> npt.NDArray[np.bool_]:
         if name not in self._fields:
-            raise ValueError(
-                f"filter: got field {name!r}; expected one of {', '.join(sorted(self._fields))}"
-            )
-        column = self._column(name)
+            known = ", ".join(sorted(self._fields)) or "none, since the metadata has no fields"
+            raise ValueError(f"filter: got field {name!r}; expected one of {known}")
+        key, (column, kinds) = f"filter.{name}", self._column(name)
         if isinstance(condition, Mapping):
-            return self._in_range(name, column, condition)
-        wanted = [condition] if isinstance(condition, str | int | float | bool) else list(condition)
-        meets = np.zeros(len(column), dtype=np.bool_)
-        for value in wanted:
-            meets |= np.array(column == value, dtype=np.bool_)
-        return meets
+            return _in_range(key, column, kinds, condition)
+        value = _plain(condition)
+        if kind_of(value) is None and _is_list(condition):
+            wanted = [_plain(item) for item in condition]  # type: ignore[union-attr]
+            for item in wanted:
+                _check_kind(key, item, kinds)
+            among = frozenset(wanted)
+            return np.fromiter((held in among for held in column), np.bool_, len(column))
+        _check_kind(key, value, kinds)
+        return np.array(column == value, dtype=np.bool_)
 
-    def _in_range(
-        self, name: str, column: npt.NDArray[np.object_], condition: Mapping[str, Value]
-    ) -> npt.NDArray[np.bool_]:
-        if not condition or condition.keys() - {"at_least", "at_most"}:
-            raise ValueError(
-                f"filter.{name}: got {dict(condition)}; expected at_least, at_most or both"
-            )
-        meets = np.ones(len(column), dtype=np.bool_)
-        try:
-            if "at_least" in condition:
-                meets &= np.array(column >= condition["at_least"], dtype=np.bool_)
-            if "at_most" in condition:
-                meets &= np.array(column <= condition["at_most"], dtype=np.bool_)
-        except TypeError as error:
-            raise ValueError(f"filter.{name}: got {dict(condition)}: {error}") from error
-        return meets
-
-    def _column(self, name: str) -> npt.NDArray[np.object_]:
+    def _column(self, name: str) -> tuple[npt.NDArray[np.object_], frozenset[str]]:
+        """A field's values, and the kinds of these."""
         if name not in self._columns:
-            column = np.empty(len(self._ids), dtype=np.object_)
-            column[:] = self._fields[name]
-            self._columns[name] = column
+            values = self._fields[name]
+            column = np.empty(len(values), dtype=np.object_)
+            column[:] = values
+            kinds = {type(value): str(kind_of(value)) for value in values}
+            self._columns[name] = column, frozenset(kinds.values())
         return self._columns[name]
+
+
+def checked_values(key: str, values: Any, num_ids: int) -> list[Value]:
+    """`values` as Python's own; ValueError unless there is one for each id, of a kind that can be
+    kept."""
+    if not _is_list(values) or isinstance(values, Set):
+        raise ValueError(f"{key}: got {type(values).__name__}; expected a list of values")
+    if len(values) != num_ids:
+        raise ValueError(f"{key}: got {len(values)} values; expected one for each of {num_ids} ids")
+    plain = values.tolist() if isinstance(values, np.ndarray) else [_plain(v) for v in values]
+    for i, value in enumerate(plain):
+        if kind_of(value) is None:
+            raise ValueError(f"{key}[{i}]: got {value!r}; expected {_TEXT}, {_NUMBER}, {_TRUTH}")
+    return plain
+
+
+def kind_of(value: Any) -> str | None:
+    """What can be kept in JSON and compared with its like; None for anything else."""
+    if isinstance(value, str):
+        return _TEXT
+    if isinstance(value, bool):
+        return _TRUTH
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return _NUMBER
+    return None
+
+
+def _in_range(
+    key: str,
+    column: npt.NDArray[np.object_],
+    kinds: frozenset[str],
+    condition: Mapping[str, Value],
+) -> npt.NDArray[np.bool_]:
+    if not condition or set(condition) - set(_ENDS):
+        raise ValueError(f"{key}: got {dict(condition)}; expected at_least, at_most or both")
+    ends = {name: _plain(value) for name, value in condition.items()}
+    for name, end in ends.items():
+        _check_kind(f"{key}.{name}", end, kinds)
+        if kinds & {_TRUTH} or len(kinds) > 1:
+            raise ValueError(
+                f"{key}.{name}: got {end!r}; expected no range, since the field's values are "
+                f"{_listed(kinds)}"
+            )
+    meets = np.ones(len(column), dtype=np.bool_)
+    if "at_least" in ends:
+        meets &= np.array(column >= ends["at_least"], dtype=np.bool_)
+    if "at_most" in ends:
+        meets &= np.array(column <= ends["at_most"], dtype=np.bool_)
+    return meets
+
+
+def _check_kind(key: str, value: Any, kinds: frozenset[str]) -> None:
+    """Raise ValueError where no value of the field could be compared with this one."""
+    kind = kind_of(value)
+    if kind is None or (kinds and kind not in kinds):
+        raise ValueError(
+            f"{key}: got {value!r}; expected {_listed(kinds or {_TEXT, _NUMBER, _TRUTH})}"
+        )
+
+
+def _listed(kinds: Collection[str]) -> str:
+    return ", ".join(sorted(kinds))
+
+
+def _is_list(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars as Python's."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -9,7 +9,7 @@ import faiss
 
 from capibench.index.exact_scan import faiss_metric
 from capibench.index.faiss_index import FaissIndex, filled_up, repeated, set_clustering
-from capibench.index.stored_index import check_at_least_1
+from capibench.index.stored_index import check_at_least_1, check_seed
 from capibench.index.vector_store import VectorStore
 
 
@@ -43,8 +43,7 @@ class Pq(FaissIndex):
         check_at_least_1(
             self, "dims_per_code", "num_iterations", "num_training_vectors_per_centroid"
         )
-        if self.seed < 0:
-            raise ValueError(f"seed: got {self.seed}; expected at least 0")
+        check_seed(self)
 
     @property
     def takes_filter(self) -> bool:

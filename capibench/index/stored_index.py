@@ -26,6 +26,8 @@ from capibench.index.metric import Metric
 from capibench.index.saved import INDEX_KIND, Saved, load_directory, save_directory
 from capibench.index.vector_store import RowSet, VectorStore, VectorType
 
+_MOST = 2**31 - 1  # that the libraries' own whole numbers hold
+
 
 @dataclass(frozen=True, slots=True)
 class BuildCost:
@@ -170,12 +172,11 @@ class StoredIndex(ABC):
 
         Raises:
             ValueError: wrong shape, type or dimension, NaN or infinity, a zero vector under the
-                cosine, or a k that is below 1 or above the number of vectors.
+                cosine, or a k that is no whole number from 1 to the number of vectors.
         """
         store = self.store
         prepared = store.comparable(queries)
-        if k < 1:
-            raise ValueError(f"k: got {k}; expected at least 1")
+        k = as_whole("k", k)
         if k > store.num_live:
             raise ValueError(
                 f"k: got {k}; expected at most the number of vectors, {store.num_live}"
@@ -302,11 +303,27 @@ def load_index(path: Path) -> Any:
     return index
 
 
+def as_whole(name: str, value: Any, least: int = 1, most: int = _MOST) -> int:
+    """`value`, NumPy's too, as an int; ValueError unless it is a whole number in these bounds."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if whole and least <= value <= most:
+        return int(value)
+    bounded = most < _MOST or (whole and value > most)
+    bounds = f"{least} to {most}" if bounded else f"at least {least}"
+    raise ValueError(
+        f"{name}: got {value!r}; expected {'' if whole else 'a whole number, '}{bounds}"
+    )
+
+
 def check_at_least_1(component: object, *names: str) -> None:
     """Range check of the fields `names`, for `__post_init__`."""
     for name in names:
-        if getattr(component, name) < 1:
-            raise ValueError(f"{name}: got {getattr(component, name)}; expected at least 1")
+        as_whole(name, getattr(component, name))
+
+
+def check_seed(component: Any) -> None:
+    """Range check of the field `seed`, for `__post_init__`."""
+    as_whole("seed", component.seed, least=0)
 
 
 def _version(text: str) -> tuple[int, ...]:

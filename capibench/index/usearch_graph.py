@@ -14,10 +14,10 @@ import numpy as np
 from capibench.embedder.embedder import Vectors
 from capibench.errors import MissingExtra
 from capibench.index.approximate_index import ApproximateIndex
-from capibench.index.hnsw import LADDER
+from capibench.index.hnsw import LADDER, MOST_LINKS, listed
 from capibench.index.index import Ids
 from capibench.index.metric import Metric
-from capibench.index.stored_index import check_at_least_1
+from capibench.index.stored_index import as_whole, check_at_least_1
 from capibench.index.vector_store import RowSet, VectorStore
 
 try:
@@ -41,8 +41,7 @@ class UsearchGraph(ApproximateIndex):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_links < 2:
-            raise ValueError(f"num_links: got {self.num_links}; expected at least 2")
+        as_whole("num_links", self.num_links, least=2, most=MOST_LINKS)
         check_at_least_1(self, "ef_construction")
         if self.graph_dtype not in ("f32", "f16", "bf16", "i8"):
             raise ValueError(
@@ -92,7 +91,7 @@ class UsearchGraph(ApproximateIndex):
         self, queries: Vectors, num_wanted: int, among: RowSet | None, query: Mapping[str, int]
     ) -> tuple[Ids, Vectors | None]:
         graph = self._structure
-        graph.expansion_search = max(query["ef_search"], num_wanted)
+        graph.expansion_search = max(listed(query["ef_search"], len(graph)), num_wanted)
         found = graph.search(queries, num_wanted, threads=faiss.omp_get_max_threads())
         if len(queries) == 1:  # it returns one query's matches without that dimension
             rows = np.full((1, num_wanted), -1, dtype=np.int64)

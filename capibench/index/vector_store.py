@@ -30,9 +30,10 @@ VectorType = Literal["float32", "float16"]
 _ROWS_PER_BLOCK = 16_384  # gathered or converted at once: 24 MiB at 384 dimensions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowSet:
-    """Some rows of a store: ascending, unique."""
+    """Some rows of a store: ascending, unique. Two are the same only if they are one object, to
+    which what searches among them learn can be tied."""
 
     rows: Ids
     num_rows: int  # of the store, empty ones included
@@ -188,7 +189,7 @@ class VectorStore:
         Raises:
             ValueError: an id is given twice or is not here. Nothing is removed.
         """
-        check_ids(ids, len(ids))
+        check_ids(ids, None)
         rows = self.rows_of(ids)
         if (rows < 0).any():
             raise ValueError(f"ids: got {int(ids[rows < 0][0])}, which is not in the index")
@@ -207,13 +208,12 @@ class VectorStore:
         vectors[split:] = self._tail[rows[split:] - len(self._base)]
         return VectorStore(vectors, self._ids[rows], self.metric)
 
-    def comparable(self, queries: Vectors) -> Vectors:
-        """`queries` [m, d] as the metric compares them; ValueError where they cannot be."""
-        prepared = comparable("queries", queries, self.metric)
+    def comparable(self, queries: Vectors, name: str = "queries") -> Vectors:
+        """`queries` [m, d] as the metric compares them; ValueError where they cannot be, which
+        calls them `name`."""
+        prepared = comparable(name, queries, self.metric)
         if queries.shape[1] != self.dimension:
-            raise ValueError(
-                f"queries: got dimension {queries.shape[1]}; expected {self.dimension}"
-            )
+            raise ValueError(f"{name}: got dimension {queries.shape[1]}; expected {self.dimension}")
         return prepared
 
     def blocks(self) -> Iterator[Vectors]:
@@ -333,16 +333,20 @@ class VectorStore:
                 yield first + begin, np.ascontiguousarray(block, dtype=np.float32)
 
 
-def check_ids(ids: Ids, num_vectors: int) -> None:
-    """Raise ValueError unless `ids` are `num_vectors` unique int64 of at least 0 (-1 pads)."""
-    if ids.dtype != np.int64 or ids.shape != (num_vectors,):
+def check_ids(ids: Ids, num_vectors: int | None) -> None:
+    """Raise ValueError unless `ids` are `num_vectors` (None: any number of) unique int64 of at
+    least 0 (-1 pads)."""
+    if not isinstance(ids, np.ndarray):
+        raise ValueError(f"ids: got {type(ids).__name__}; expected an int64 array [n]")
+    if ids.dtype != np.int64 or ids.ndim != 1 or num_vectors not in (None, len(ids)):
+        expected = "[n]" if num_vectors is None else f"({num_vectors},)"
         raise ValueError(
-            f"ids: got {ids.dtype} of shape {ids.shape}; expected int64 of shape ({num_vectors},)"
+            f"ids: got {ids.dtype} of shape {ids.shape}; expected int64 of shape {expected}"
         )
-    if num_vectors and int(ids.min()) < 0:
+    if len(ids) and int(ids.min()) < 0:
         raise ValueError(f"ids: got {int(ids.min())}; expected at least 0")
     values, counts = np.unique(ids, return_counts=True)
-    if len(values) != num_vectors:
+    if len(values) != len(ids):
         raise ValueError(f"ids: got {int(values[counts > 1][0])} twice; expected unique ids")
 
 

@@ -173,7 +173,7 @@ def test_bad_input_is_refused(choice: Callable[..., Any]) -> None:
     index, vectors, ids = built(choice, dense_weight=0.5)
     with pytest.raises(ValueError, match="texts: got 1; expected one for each of 2 vectors"):
         index.search_texts(vectors[:2], ["one"], 1)
-    with pytest.raises(ValueError, match="k: got 61; expected 1 to the number of vectors, 60"):
+    with pytest.raises(ValueError, match="k: got 61; expected at most the number of vectors, 60"):
         index.search_texts(vectors[:1], ["one"], 61)
     with pytest.raises(ValueError, match="texts: got none"):
         index.build(vectors, ids)
@@ -183,7 +183,7 @@ def test_bad_input_is_refused(choice: Callable[..., Any]) -> None:
         ({"dense_weight": 2.0}, r"index\.dense_weight: got 2\.0; expected 0 to 1, or null"),
         ({"depth": 0}, r"index\.depth: got 0; expected at least 1"),
         ({"b": 2.0}, r"index\.b: got 2\.0; expected 0 to 1"),
-        ({"k1": -1.0}, r"index\.k1: got -1\.0; expected at least 0"),
+        ({"k1": -1.0}, r"index\.k1: got -1\.0; expected a finite number of at least 0"),
         ({"fusion": "sum"}, r"index\.fusion: got 'sum'; expected one of weighted"),
     ):
         with pytest.raises(ConfigError, match=message):

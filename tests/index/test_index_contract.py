@@ -271,6 +271,8 @@ BAD = [
     (with_zero(drawn(4, 8, 0)), np.arange(4), "vectors: got a zero vector in row 2"),
     (drawn(4, 8, 0).astype(np.float64), np.arange(4), "vectors: got float64 of shape"),
     (drawn(4, 8, 0)[0], np.arange(4), "vectors: got float32 of shape"),
+    (drawn(4, 8, 0).tolist(), np.arange(4), "vectors: got list; expected a float32 array"),
+    (drawn(4, 8, 0), [0, 1, 2, 3], "ids: got list; expected an int64 array"),
     (drawn(4, 8, 0), np.array([1, 2, 2, 3]), "ids: got 2 twice"),
     (drawn(4, 8, 0), np.arange(3), "ids: got int64 of shape"),
     (drawn(4, 8, 0), np.arange(4, dtype=np.int32), "ids: got int32 of shape"),
@@ -327,8 +329,16 @@ def test_bad_queries_are_refused(choice: Callable[..., Any], name: str) -> None:
         index.search(with_nan(drawn(2, 8, 0)), 1)
     with pytest.raises(ValueError, match="queries: got a zero vector in row 2"):
         index.search(with_zero(drawn(3, 8, 0)), 1)
+    with pytest.raises(ValueError, match="queries: got list; expected a float32 array"):
+        index.search(drawn(1, 8, 0).tolist(), 1)
+    with pytest.raises(ValueError, match="ids: got list; expected an int64 array"):
+        index.remove([100])
     with pytest.raises(ValueError, match="k: got 0"):
         index.search(drawn(1, 8, 0), 0)
+    for k in (2.5, "3", True, None):
+        with pytest.raises(ValueError, match=f"k: got {k!r}; expected a whole number"):
+            index.search(drawn(1, 8, 0), k)
+    assert index.search(drawn(1, 8, 0), np.int32(2))[0].shape == (1, 2)
     with pytest.raises(ValueError, match="k: got 11; expected at most the number of vectors, 10"):
         index.search(drawn(1, 8, 0), 11)
     with pytest.raises(ValueError, match="allowed: got int32 of shape"):
@@ -379,13 +389,16 @@ def test_a_directory_knows_what_it_holds(
     [
         ("flat", {"max_batch_size": 0}, "index.max_batch_size: got 0; expected at least 1"),
         ("flat", {"max_deleted_share": 1.0}, "index.max_deleted_share: got 1.0; expected 0 or"),
+        ("ivf", {"seed": 2**31}, "index.seed: got 2147483648; expected 0 to 2147483647"),
+        ("hnsw", {"num_links": 10**6}, "index.num_links: got 1000000; expected 2 to 10000"),
+        ("hybrid_text", {"k1": float("inf")}, "index.k1: got inf; expected a finite number"),
         ("flat", {"metric": "manhattan"}, "index.metric: got 'manhattan'; expected one of cosine"),
         ("flat", {"vectors_dtype": "int8"}, "index.vectors_dtype: got 'int8'; expected one of"),
         ("ivf", {"exact_filter_share": 2.0}, "index.exact_filter_share: got 2.0; expected 0 to 1"),
         ("ivf", {"nprobe": 0}, "index.nprobe: got 0; expected at least 1"),
         ("ivf", {"nlist": 0}, "index.nlist: got 0; expected at least 1"),
         ("ivf", {"seed": -1}, "index.seed: got -1; expected at least 0"),
-        ("hnsw", {"num_links": 1}, "index.num_links: got 1; expected at least 2"),
+        ("hnsw", {"num_links": 1}, "index.num_links: got 1; expected 2 to 10000"),
         ("hnsw", {"ef_search": 0}, "index.ef_search: got 0; expected at least 1"),
         ("pq", {"code_bits": 5}, "index.code_bits: got 5; expected one of 4, 8"),
         ("pq", {"dims_per_code": 0}, "index.dims_per_code: got 0; expected at least 1"),
@@ -432,3 +445,58 @@ def test_numbers_that_float16_cannot_hold(choice: Callable[..., Any]) -> None:
     index = choice("index", "flat", metric="l2", vectors_dtype="float16")
     with pytest.raises(ValueError, match="vectors: got a number beyond 65504"):
         index.build(vectors, np.arange(4))
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_order_of_an_array_in_memory_changes_nothing(
+    choice: Callable[..., Any], name: str
+) -> None:
+    """As that of a data frame's columns; FAISS reads memory as it lies."""
+    vectors, queries = drawn(60, 8, 0), drawn(5, 8, 1)
+    found = []
+    for order in (np.ascontiguousarray, np.asfortranarray):
+        index = choice("index", name)
+        index.build(order(vectors), ids_of(60))
+        index.add(order(drawn(5, 8, 2)), np.arange(5))
+        found.append(index.search(order(queries), 5))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_vectors_too_long_to_compare(choice: Callable[..., Any], metric: str) -> None:
+    index, much = choice("index", "flat", metric=metric), np.float32(1e20)
+    with pytest.raises(ValueError, match=r"vectors: got a vector of length .*e.20 in row "):
+        index.build(drawn(4, 8, 0) * much, np.arange(4))
+    index.build(drawn(4, 8, 0), np.arange(4))
+    for m in (1, 3):
+        with pytest.raises(ValueError, match=r"queries: got a vector of length .*at most 1e.18"):
+            index.search(drawn(m, 8, 0) * much, 1)
+
+
+@pytest.mark.parametrize("name", ["hnsw", "hnsw_sq8", "ivf", "ivf_sq8", "hybrid"])
+def test_more_effort_than_there_is(choice: Callable[..., Any], name: str) -> None:
+    """It costs no memory, and what was too much for few vectors is not forgotten for more."""
+    index, queries = choice("index", name), drawn(9, 8, 1)
+    index.build(drawn(10, 8, 0), ids_of(10))
+    index.set_query_params(dict.fromkeys(index.query_params(), 2**31 - 1) | (
+        {"rerank": 50} if "rerank" in index.query_params() else {}
+    ))  # fmt: skip
+    index.search(queries, 1)
+    vectors = drawn(500, 8, 2)
+    index.add(vectors, np.arange(1000, 1500))
+    found, _ = index.search(queries, 1)
+    reference = Reference(drawn(10, 8, 0), ids_of(10), Metric.COSINE)
+    reference.add(vectors, np.arange(1000, 1500))
+    for query, row in zip(queries, found.tolist(), strict=True):
+        scores = reference.scores(query)
+        assert scores[row[0]] == max(scores.values())
+
+
+def test_short_vectors_in_lists_of_codes(choice: Callable[..., Any]) -> None:
+    """By inner product a list's centre has length 1, and so had the error of a code."""
+    vectors, queries = drawn(500, 8, 0) * np.float32(1e-4), drawn(20, 8, 1)
+    index = choice("index", "ivf_sq8", metric="ip", nprobe=64)
+    index.build(vectors, np.arange(500))
+    reference = Reference(vectors, np.arange(500), Metric.IP)
+    assert check_answers(index, reference, queries, 5) > 0.95

@@ -212,10 +212,39 @@ def test_what_fails_changes_nothing(optimizer: RAGIndexOptimizer) -> None:
         ({"ids": [1, 1, *range(2, 100)]}, "ids: got 1 twice"),
         ({"ids": [0.5] * 100}, "ids: got float64"),
         ({"vectors": np.zeros((0, 4), dtype=np.float32)}, "vectors: got none"),
-        ({"vectors": np.zeros((100, 4))}, "vectors: got float64"),
+        ({"vectors": np.zeros((100, 4))}, "vectors: got a zero vector"),
+        ({"vectors": np.ones((100, 4), dtype=bool)}, "vectors: got bool of shape"),
+        ({"vectors": np.full((100, 4), 1e300)}, "vectors: got a number beyond 3.4e38"),
+        ({"vectors": [[1.0, 2.0], [3.0]]}, "vectors: got a list that is no array"),
+        ({"vectors": VECTORS[0]}, "vectors: got float32 of shape"),
+        (
+            {"ids": np.arange(100, dtype=np.uint64) + np.uint64(2**63)},
+            "ids: got 9223372036854775907",
+        ),
+        ({"queries": np.zeros((9, 32))}, "queries: got a zero vector"),
+        ({"index_name": 5}, "index_name: got 5"),
+        ({"metadata": {"a": [None] * 100}}, r"metadata.a\[0\]: got None"),
+        ({"documents": list(range(100))}, r"documents\[0\]: got 0; expected text"),
+        ({"custom_config": [1]}, r"custom_config: got \[1\]; expected a mapping"),
+        ({"custom_config": {"tuning_s": float("inf")}}, "custom_config.tuning_s: got inf"),
+        ({"custom_config": {"max_memory_mb": float("inf")}}, "custom_config.max_memory_mb: got"),
+        ({"custom_config": {"weights": {"recall": float("nan")}}}, "custom_config.weights: got"),
+        ({"custom_config": {"halving": {"num_rounds": 10**9}}}, "custom_config.halving.num_rounds"),
+        (
+            {"custom_config": {"candidates": {"hnsw": {"num_links": ["a"]}}}},
+            "custom_config.candidates.hnsw.num_links: got 'a'",
+        ),
+        (
+            {"custom_config": {"candidates": {"flat": {"metric": ["l2"]}}}},
+            "custom_config.candidates.flat.metric: got 'l2'; expected none",
+        ),
+        (
+            {"custom_config": {"index_type": "flat", "candidates": {"flat": {}}}},
+            "custom_config.index_type: got 'flat' and candidates",
+        ),
         ({"vectors": np.zeros((100, 4), dtype=np.float32)}, "zero vector"),
         ({"queries": QUERIES[:1]}, "queries: got shape"),
-        ({"documents": ["one"]}, "text: got 1 values"),
+        ({"documents": ["one"]}, "documents: got 1 values"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_saves_nothing(
@@ -365,8 +394,54 @@ def test_stats(optimizer: RAGIndexOptimizer) -> None:
         ({"k": 0}, "k: got 0"),
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"vectors_dtype": "int8"}, "vectors_dtype: got 'int8'"),
+        ({"k": 2.5}, "k: got 2.5; expected a whole number"),
+        ({"k": True}, "k: got True; expected a whole number"),
+        ({"batch_size": "3"}, "batch_size: got '3'; expected a whole number"),
+        ({"max_deleted_share": 2}, "max_deleted_share: got 2; expected 0 or more, below 1"),
+        ({"max_deleted_share": float("nan")}, "max_deleted_share: got nan"),
+        ({"indices_dir": 5}, "indices_dir: got 5; expected a path"),
     ],
 )
 def test_bad_settings(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        RAGIndexOptimizer(tmp_path, **arguments)
+        RAGIndexOptimizer(**{"indices_dir": tmp_path, **arguments})
+
+
+def test_numbers_of_any_type_are_taken(tmp_path: Path) -> None:
+    """Lists, other types and NumPy's whole numbers mean what float32 arrays mean."""
+    optimizer = RAGIndexOptimizer(tmp_path, k=np.int64(5), batch_size=np.int32(1))  # type: ignore[arg-type]
+    config = {"candidates": {"flat": {}}, "num_queries": np.int64(9), "min_recall": np.float32(0.9)}
+    ids = np.arange(30, dtype=np.uint64)
+    wide = VECTORS[:30].astype(np.float64)
+    few = QUERIES[:4].tolist()
+    optimizer.build_optimized_index(wide, "x", custom_config=config, ids=ids, queries=few)
+    optimizer.add("x", QUERIES[:2].tolist(), [100, 101])
+    asked = np.asfortranarray(QUERIES[:2].astype(">f4"))
+    assert [found_ids(r)[0] for r in optimizer.search_batch(asked, "x", np.int64(3))] == [100, 101]  # type: ignore[arg-type]
+    assert found_ids(optimizer.search(QUERIES[0].tolist(), "x", 1, filter={3, 101})) != [100]
+    optimizer.delete("x", np.array([100], dtype=np.uint8))
+    assert optimizer.get_index_info("x").num_vectors == 31
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 2.5}, "k: got 2.5; expected a whole number"),
+        ({"query_vector": [float("nan")] * 32}, "query_vector: got NaN"),
+        ({"query_vector": [0.0] * 32}, "query_vector: got a zero vector"),
+        ({"query_vector": [1.0] * 5}, "query_vector: got dimension 5; expected 32"),
+        ({"query_vector": "text"}, "query_vector: got shape"),
+        ({"filter": "text"}, "filter: got <U4; expected integers"),
+        ({"filter": [0.5]}, "filter: got float64; expected integers"),
+    ],
+)
+def test_bad_searches(
+    optimizer: RAGIndexOptimizer, arguments: dict[str, Any], message: str
+) -> None:
+    optimizer.build_optimized_index(VECTORS[:9], "x")
+    with pytest.raises(ValueError, match=message):
+        optimizer.search(**{"query_vector": QUERIES[0], "index_name": "x", "k": 3, **arguments})
+    with pytest.raises(ValueError, match="names: got 'xx'; expected a list"):
+        optimizer.compare_indices("xx", QUERIES)
+    with pytest.raises(ConfigError, match=r"custom_config.min_recall: got 3.0"):
+        optimizer.optimize_index("x", custom_config={"min_recall": 3.0})

@@ -28,15 +28,14 @@ def compare(
                 f"names: got {first_name} and {name}, which hold different vectors; expected "
                 "indexes of the same ones"
             )
-    if num_queries is not None and num_queries < 1:
-        raise ValueError(f"num_queries: got {num_queries}; expected at least 1, or None for all")
-    asked = np.asarray(test_vectors)
-    first.index.store.comparable(asked)
-    outside = not_among(asked, contents, metric)
-    queries = asked[outside][:num_queries]
+    if not first.index.num_vectors:
+        raise ValueError(f"names: got {first_name}, which is empty; expected vectors to compare")
+    first.index.store.comparable(test_vectors, "test_vectors")
+    outside = not_among(test_vectors, contents, metric)
+    queries = test_vectors[outside][:num_queries]
     if not len(queries):
         raise ValueError(
-            f"test_vectors: got {len(asked)}, all of them in the index; expected queries"
+            f"test_vectors: got {len(test_vectors)}, all of them in the index; expected queries"
         )
     k = min(first.provenance.k, len(contents.ids))
     exam = Exam.of(contents, queries, k, metric)
@@ -53,7 +52,7 @@ def compare(
         best=best,
         k=k,
         num_queries=len(queries),
-        num_left_out=len(asked) - len(outside),
+        num_left_out=len(test_vectors) - len(outside),
         batch_size=first.index.max_batch_size,
         num_threads=faiss.omp_get_max_threads(),
     )

@@ -95,7 +95,7 @@ class Folders:
             yield path
 
     def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
                 "index_name",
                 f"got {name!r}; expected letters, digits, '_', '-' and '.', beginning with a "

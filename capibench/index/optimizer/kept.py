@@ -16,7 +16,7 @@ from capibench.embedder.embedder import Vectors
 from capibench.errors import DataError
 from capibench.index.allowed import Allowed
 from capibench.index.index import Ids
-from capibench.index.metadata import Condition, Metadata, Value
+from capibench.index.metadata import Condition, Metadata, Value, checked_values
 from capibench.index.saved import MANIFEST_NAME, Saved, load_directory, save_directory
 from capibench.index.stored_index import StoredIndex
 from capibench.measure.stats import Estimate
@@ -113,9 +113,10 @@ class Kept:
                     f"{name}: got {'none' if given is None else 'some'}; expected "
                     f"{'some' if given is None else 'none'}, as the index has been built"
                 )
+        texts = None if documents is None else checked_documents(documents, len(ids))
         self.index.add(vectors, ids)
-        if documents is not None and self.documents is not None:
-            self.documents.add(ids, {_TEXT: documents})
+        if texts is not None and self.documents is not None:
+            self.documents.add(ids, {_TEXT: texts})
         if metadata is not None and self.metadata is not None:
             self.metadata.add(ids, metadata)
         self._changed(len(ids))
@@ -166,8 +167,17 @@ class Kept:
 
 
 def documents_of(ids: Ids, texts: Sequence[str] | None) -> Metadata | None:
-    """Texts by id, as they are kept."""
-    return None if texts is None else Metadata(ids, {_TEXT: texts})
+    """Texts by id, as they are kept; ValueError as `checked_documents`."""
+    return None if texts is None else Metadata(ids, {_TEXT: checked_documents(texts, len(ids))})
+
+
+def checked_documents(documents: Sequence[str], num_ids: int) -> Sequence[Value]:
+    """ValueError unless they are one text for each id."""
+    texts = checked_values("documents", documents, num_ids)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"documents[{i}]: got {text!r}; expected text")
+    return texts
 
 
 def stamp_of(folder: Path) -> tuple[int, ...]:

@@ -27,8 +27,17 @@ from capibench.embedder.embedder import Vectors
 from capibench.errors import ConfigError
 from capibench.index.index import Ids
 from capibench.index.metadata import Metadata, Value
-from capibench.index.metric import Metric, check_vectors
-from capibench.index.optimizer.arguments import Filter, as_allowed, as_ids, as_queries
+from capibench.index.metric import Metric
+from capibench.index.optimizer.arguments import (
+    Filter,
+    Numbers,
+    as_allowed,
+    as_ids,
+    as_queries,
+    as_query,
+    as_serving,
+    as_vectors,
+)
 from capibench.index.optimizer.choosing import choose
 from capibench.index.optimizer.comparing import compare
 from capibench.index.optimizer.counts import statistics
@@ -45,8 +54,9 @@ from capibench.index.optimizer.results import (
 )
 from capibench.index.optimizer.settings import checked, settings_of, tuning_of
 from capibench.index.optimizer.telling import info_of
-from capibench.index.tuner.candidates import Serving, built
-from capibench.index.vector_store import VectorType, check_ids
+from capibench.index.stored_index import as_whole
+from capibench.index.tuner.candidates import built, check_arms
+from capibench.index.vector_store import VectorStore, VectorType
 from capibench.run_folder import utc_now
 
 
@@ -75,40 +85,34 @@ class RAGIndexOptimizer:
         batch_size: int = 1,
         max_deleted_share: float = 0.2,
     ) -> None:
-        for name, value in (("k", k), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigError(name, f"got {value}; expected at least 1")
-        if vectors_dtype not in ("float32", "float16"):
-            raise ConfigError("vectors_dtype", f"got {vectors_dtype!r}; expected float32, float16")
+        if indices_dir is not None and not isinstance(indices_dir, str | Path):
+            raise ConfigError("indices_dir", f"got {indices_dir!r}; expected a path")
         self.indices_dir = Path(indices_dir or home() / "indices").expanduser().resolve()
-        self._serving = Serving(
-            batch_size, checked(Metric, metric, "metric"), vectors_dtype, max_deleted_share
-        )
-        self._k = k
-        self._keeper = Keeper(self.indices_dir, batch_size)
+        self._k, self._serving = as_serving(k, metric, vectors_dtype, batch_size, max_deleted_share)
+        self._keeper = Keeper(self.indices_dir, self._serving.max_batch_size)
         self._lock = threading.RLock()
 
     def build_optimized_index(
         self,
-        vectors: Vectors,
+        vectors: Numbers,
         index_name: str,
         strategy: OptimizationStrategy = OptimizationStrategy.BALANCED,
         custom_config: Mapping[str, Any] | None = None,
         ids: Ids | Sequence[int] | None = None,
         *,
-        queries: Vectors | None = None,
+        queries: Numbers | None = None,
         documents: Sequence[str] | None = None,
         metadata: Mapping[str, Sequence[Value]] | None = None,
     ) -> str:
         """Choose an index by measurement, build it, and save it.
 
         Args:
-            vectors: [n, d] float32.
+            vectors: [n, d] numbers, kept and compared as float32 (or the `vectors_dtype`).
             index_name: letters, digits, "_", "-", "."; no other index has it.
             strategy: what the index is chosen for.
             custom_config: values in place of the strategy's own (`conf/index_tuning`);
                 `index_type` allows one `IndexType` only.
-            ids: [n] unique, at least 0; default: 0 to n - 1.
+            ids: [n] unique integers, at least 0; default: 0 to n - 1.
             queries: [m, d] real queries, m at least 2; default: some vectors are held out while
                 the index is chosen, and are in the index that is saved.
             documents: [n] texts that searches give back.
@@ -123,9 +127,12 @@ class RAGIndexOptimizer:
         """
         strategy = checked(OptimizationStrategy, strategy, "strategy")
         settings = settings_of(strategy, custom_config)
-        check_vectors("vectors", vectors)
-        ids = as_ids(ids, len(vectors))
-        check_ids(ids, len(vectors))
+        metric, dtype = self._serving.metric, self._serving.vectors_dtype
+        vectors = as_vectors("vectors", vectors)
+        ids = np.arange(len(vectors)) if ids is None else as_ids("ids", ids)
+        VectorStore.of(vectors, ids, metric, dtype)  # refuses what would fail after tuning only
+        queries = as_queries(queries, vectors.shape[1], metric)
+        check_arms(tuning_of(settings).arms(), self._serving, "custom_config.candidates")
         fields = None if metadata is None else Metadata(ids, metadata)
         texts = documents_of(ids, documents)
         with self._lock, self._keeper.locked(index_name) as folder:
@@ -133,7 +140,6 @@ class RAGIndexOptimizer:
                 raise ConfigError(
                     "index_name", f"got {index_name!r}, which is there already; expected a new name"
                 )
-            queries = as_queries(queries, vectors)
             contents = Contents(ids, vectors)
             chosen = choose(tuning_of(settings), contents, queries, self._k, self._serving, None)
             index = built(chosen.node)
@@ -164,7 +170,7 @@ class RAGIndexOptimizer:
 
     def search(
         self,
-        query_vector: Vectors,
+        query_vector: Numbers,
         index_name: str,
         k: int = 10,
         filter: Filter | None = None,  # noqa: A002
@@ -172,7 +178,7 @@ class RAGIndexOptimizer:
         """The k nearest of one query [d].
 
         Args:
-            query_vector: [d] float32.
+            query_vector: [d] numbers.
             index_name: of a kept index.
             k: at most the number of vectors.
             filter: ids that may be found, or conditions on metadata (`metadata.Metadata.select`).
@@ -182,24 +188,31 @@ class RAGIndexOptimizer:
             ConfigError: no such index. DataError: it is damaged.
             ValueError: query, k or filter is wrong.
         """
-        query = np.asarray(query_vector)
-        if query.ndim != 1:
-            raise ValueError(f"query_vector: got shape {query.shape}; expected [dimension]")
-        return self.search_batch(query[None], index_name, k, filter)[0]
+        query = as_query("query_vector", query_vector)
+        return self._searched("query_vector", query, index_name, k, filter)[0]
 
     def search_batch(
         self,
-        query_vectors: Vectors,
+        query_vectors: Numbers,
         index_name: str,
         k: int = 10,
         filter: Filter | None = None,  # noqa: A002
     ) -> list[SearchResult]:
         """The k nearest of each of [m, d] queries, searched together; as `search`."""
+        queries = as_vectors("query_vectors", query_vectors)
+        return self._searched("query_vectors", queries, index_name, k, filter)
+
+    def _searched(
+        self, name: str, queries: Vectors, index_name: str, k: int, wanted: Filter | None
+    ) -> list[SearchResult]:
+        """Errors call the queries `name`."""
+        k = as_whole("k", k)
         with self._lock:
             kept = self._keeper.open(index_name)
-            allowed = as_allowed(kept, filter)
+            kept.index.store.comparable(queries, name)
+            allowed = as_allowed(kept, wanted)
             begin_s = perf_counter()
-            found, scores = kept.index.search(np.asarray(query_vectors), k, allowed)
+            found, scores = kept.index.search(queries, k, allowed)
             elapsed_s = perf_counter() - begin_s
             counts = self._keeper.counts[index_name]
             counts.searches, counts.queries = counts.searches + 1, counts.queries + len(found)
@@ -223,7 +236,7 @@ class RAGIndexOptimizer:
     def add(
         self,
         index_name: str,
-        vectors: Vectors,
+        vectors: Numbers,
         ids: Ids | Sequence[int],
         *,
         documents: Sequence[str] | None = None,
@@ -237,14 +250,14 @@ class RAGIndexOptimizer:
             ConfigError, DataError: as `search`.
             ValueError: something does not fit. The index is as it was.
         """
-        added = as_ids(ids, len(vectors))
+        taken, added = as_vectors("vectors", vectors), as_ids("ids", ids)
         with self._lock, self._keeper.changing(index_name) as kept:
-            kept.add(vectors, added, documents, metadata)
+            kept.add(taken, added, documents, metadata)
         self._keeper.counts[index_name].added += len(added)
 
     def delete(self, index_name: str, ids: Ids | Sequence[int]) -> None:
         """Delete vectors by id and save the index; as `add`."""
-        removed = as_ids(ids, 0)
+        removed = as_ids("ids", ids)
         with self._lock, self._keeper.changing(index_name) as kept:
             kept.remove(removed)
         self._keeper.counts[index_name].deleted += len(removed)
@@ -283,7 +296,7 @@ class RAGIndexOptimizer:
             return result
 
     def compare_indices(
-        self, names: Sequence[str], test_vectors: Vectors, num_queries: int | None = None
+        self, names: Sequence[str], test_vectors: Numbers, num_queries: int | None = None
     ) -> IndexComparison:
         """Indexes of the same vectors on the same queries, timed side by side.
 
@@ -297,11 +310,14 @@ class RAGIndexOptimizer:
             ValueError: fewer than two names, or one twice, indexes of different vectors, or no
                 query left.
         """
+        asked = as_vectors("test_vectors", test_vectors)
+        if num_queries is not None:
+            num_queries = as_whole("num_queries", num_queries)
+        if isinstance(names, str) or len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"names: got {names!r}; expected a list of two or more, each once")
         with self._lock:
             opened = {name: self._keeper.open(name) for name in names}
-            if len(opened) != len(names) or len(names) < 2:
-                raise ValueError(f"names: got {list(names)}; expected two or more, each once")
-            return compare(opened, test_vectors, num_queries)
+            return compare(opened, asked, num_queries)
 
     def get_index_info(self, index_name: str) -> IndexInfo:
         """What an index is, why, and what was measured of it; as `search`."""

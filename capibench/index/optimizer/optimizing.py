@@ -18,7 +18,7 @@ from capibench.index.optimizer.names import OptimizationStrategy, OptimizationTy
 from capibench.index.optimizer.results import Figures
 from capibench.index.optimizer.settings import changed, settings_of, tuning_of
 from capibench.index.stored_index import StoredIndex
-from capibench.index.tuner.candidates import Serving, built
+from capibench.index.tuner.candidates import Serving, built, check_arms
 from capibench.index.tuning.points import Point
 
 
@@ -46,8 +46,17 @@ def optimize(
         changes: values in place of those by which a tuner is to choose; None: none.
 
     Raises:
+        ConfigError: `changes` are wrong.
         ValueError: there are too few vectors to measure anything.
     """
+    settings = {}
+    if kind is not OptimizationType.REBALANCE:
+        compresses = kind is OptimizationType.COMPRESS
+        settings = changed(_compressing(kept) if compresses else kept.provenance.tuning, changes)
+        arms = tuning_of(settings).arms()
+        check_arms(arms, Serving.of(kept.index), "custom_config.candidates")
+    elif changes:
+        raise ConfigError("custom_config", "got some; expected none, since nothing is chosen")
     exam, before = _examined(kept, folder)
     if exam is None or before is None:
         raise ValueError(
@@ -56,15 +65,10 @@ def optimize(
         )
     chosen: Chosen | None = None
     if kind is OptimizationType.REBALANCE:
-        if changes:
-            raise ConfigError("custom_config", "got some; expected none, since nothing is chosen")
         _, after = _examined(kept, folder)
         assert after is not None
         after.rebuild()
     else:
-        compresses = kind is OptimizationType.COMPRESS
-        settings = _compressing(kept) if compresses else kept.provenance.tuning
-        settings = changed(settings, changes)
         chosen = choose(
             tuning_of(settings),
             exam.contents,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from capibench.config import build, conf_dir
@@ -37,8 +38,15 @@ def settings_of(
 def changed(settings: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
     """`settings` with `changes` over them; as `settings_of`."""
     values = dict(settings)
-    for key, value in (changes or {}).items():
-        if key == _TYPE and "candidates" not in (changes or {}):
+    wanted = plain({} if changes is None else changes)
+    if not isinstance(wanted, Mapping):
+        raise ConfigError("custom_config", f"got {changes!r}; expected a mapping")
+    if _TYPE in wanted and "candidates" in wanted:
+        raise ConfigError(
+            f"custom_config.{_TYPE}", f"got {wanted[_TYPE]!r} and candidates; expected one of both"
+        )
+    for key, value in wanted.items():
+        if key == _TYPE:
             family = checked(IndexType, value, f"custom_config.{_TYPE}")
             values["candidates"] = {family.value: values["candidates"].get(family.value, {})}
             for unwanted in ("hard_families", "slow_families"):
@@ -50,13 +58,24 @@ def changed(settings: Mapping[str, Any], changes: Mapping[str, Any] | None) -> d
             raise ConfigError(f"custom_config.{key}", f"got {value!r}; expected one of {known}")
         partly = key in ("halving", "weights") and isinstance(value, Mapping)
         values[key] = {**values[key], **value} if partly else value
-    tuning_of(values)
+    tuning_of(values, "custom_config")
     return values
 
 
-def tuning_of(settings: Mapping[str, Any]) -> Budgeted:
-    """Raises: ConfigError for a wrong value."""
-    return cast(Budgeted, build(settings, _GROUP))
+def tuning_of(settings: Mapping[str, Any], key: str = _GROUP) -> Budgeted:
+    """Raises: ConfigError for a wrong value, beginning with `key`."""
+    return cast(Budgeted, build(settings, key))
+
+
+def plain(value: Any) -> Any:
+    """A copy of plain values: NumPy's as Python's, which is what JSON can keep."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
 
 
 def checked(kind: Any, value: Any, key: str) -> Any:

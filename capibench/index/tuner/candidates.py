@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, cast
@@ -17,6 +17,7 @@ from capibench.index.tuning.points import Arm
 from capibench.index.vector_store import VectorType
 
 _GROUP = "index"
+_KEY = "index_tuning.candidates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,38 +42,43 @@ def family_names() -> tuple[str, ...]:
     return tuple(name for name in names if "metric" in _values(name))
 
 
-def node_of_arm(arm: Arm, serving: Serving) -> dict[str, Any]:
-    """The configuration of an arm.
+def node_of_arm(arm: Arm, serving: Serving, key: str = _KEY) -> dict[str, Any]:
+    """The configuration of an arm; errors begin with `key`.
 
     Raises:
         ConfigError: there is no such family, or it has no such parameter.
     """
     if arm.family not in family_names():
         raise ConfigError(
-            f"index_tuning.candidates.{arm.family}",
+            f"{key}.{arm.family}",
             f"unknown; expected one of {', '.join(family_names())}",
         )
     values = _values(arm.family)
-    for name, value in arm.changes:
-        if name not in values:
-            known = ", ".join(key for key in values if key != "_target_")
-            raise ConfigError(
-                f"index_tuning.candidates.{arm.family}.{name}",
-                f"got {value!r}; expected one of {known}",
-            )
     fixed = {**asdict(serving), "metric": serving.metric.value}
+    known = [name for name in values if name != "_target_" and name not in fixed]
+    for name, value in arm.changes:
+        if name not in known:
+            expected = f"one of {', '.join(known)}" if known else "none, since it has no parameters"
+            raise ConfigError(f"{key}.{arm.family}.{name}", f"got {value!r}; expected {expected}")
     return {**values, **dict(arm.changes), **fixed}
 
 
-def built(node: Mapping[str, Any]) -> StoredIndex:
-    """The index of a node, not yet holding anything.
+def built(node: Mapping[str, Any], key: str = _GROUP) -> StoredIndex:
+    """The index of a node, not yet holding anything; errors begin with `key`.
 
     Raises:
         ConfigError: a value is wrong; MissingExtra: its library is not installed.
     """
-    return cast(StoredIndex, build(node, _GROUP))
+    return cast(StoredIndex, build(node, key))
 
 
-def _values(name: str) -> dict[str, Any]:
+def check_arms(arms: Iterable[Arm], serving: Serving, key: str = _KEY) -> None:
+    """Raise what `node_of_arm` and `built` would raise of any of them, before work begins."""
+    for arm in arms:
+        built(node_of_arm(arm, serving, key), f"{key}.{arm.family}")
+
+
+@cache
+def _values(name: str) -> Mapping[str, Any]:
     loaded = OmegaConf.load(conf_dir() / _GROUP / f"{name}.yaml")
     return cast(dict[str, Any], OmegaConf.to_container(loaded, resolve=True))

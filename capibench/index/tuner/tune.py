@@ -11,7 +11,7 @@ import faiss
 from capibench.config import node_of
 from capibench.embedder.embedder import Vectors
 from capibench.index.stored_index import StoredIndex
-from capibench.index.tuner.candidates import Serving, built, node_of_arm
+from capibench.index.tuner.candidates import Serving, built, check_arms, node_of_arm
 from capibench.index.tuner.laboratory import Workbench
 from capibench.index.tuner.measured_features import measure_features
 from capibench.index.tuner.tuned import Tuned
@@ -58,6 +58,7 @@ def tune(
             raise ValueError(f"{name}: got none; expected at least 1")
     if not 1 <= k <= len(vectors):
         raise ValueError(f"k: got {k}; expected 1 to the number of vectors, {len(vectors)}")
+    check_arms(tuning.arms(), serving)
     halving = tuning.halving
     finish_s = min(
         halving.num_finalists * halving.num_rounds * _ROUND_S, tuning.tuning_s * _SHARE_TO_TIME

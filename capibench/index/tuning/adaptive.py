@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -44,8 +45,10 @@ class Adaptive(Budgeted):
         for name in (
             "memory_mb", "scanned_mb", "hard_dimension", "strong_clusters", "strange_queries"
         ):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)}; expected a finite number above 0"
+                )
         for name in ("hard_families", "slow_families"):
             unknown = [f for f in getattr(self, name) if f not in self.candidates]
             if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ class Budgeted(ABC):
             raise ValueError(f"confidence: got {self.confidence}; expected 0.5 or more, below 1")
         for name in ("max_latency_ms", "max_memory_mb", "max_build_s", "tuning_s", "recheck_share"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: got {value}; expected above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: got {value}; expected a finite number above 0")
         if self.num_queries < 1:
             raise ValueError(f"num_queries: got {self.num_queries}; expected at least 1")
         if self.seed < 0:
@@ -99,7 +100,8 @@ def check_weights(weights: Mapping[str, float]) -> None:
     """Raise ValueError unless there is a weight of at least 0 of each good, and one above."""
     if set(weights) != set(GOODS):
         raise ValueError(f"weights: got {', '.join(weights)}; expected {', '.join(GOODS)}")
-    if min(weights.values()) < 0 or not any(weights.values()):
+    numbers = weights.values()
+    if not all(0 <= number < math.inf for number in numbers) or not any(numbers):
         raise ValueError(
-            f"weights: got {dict(weights)}; expected numbers from 0 up, and one above 0"
+            f"weights: got {dict(weights)}; expected finite numbers from 0 up, and one above 0"
         )

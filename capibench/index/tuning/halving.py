@@ -24,6 +24,7 @@ _SHARE_FOR_ONE_BUILD = 0.8
 _SHARE_FOR_SAMPLES = 0.5
 # A structure of the last round that takes more than this share of its time waits for the others.
 _SHARE_OF_A_SLOW_BUILD = 0.3
+_MOST_ROUNDS = 10_000  # their times are held in memory
 _UNKNOWN = (math.inf, math.inf)  # the standing of what no sample told about
 
 
@@ -89,6 +90,8 @@ class Halving:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected at least {least}")
+        if self.num_rounds > _MOST_ROUNDS:
+            raise ValueError(f"num_rounds: got {self.num_rounds}; expected at most {_MOST_ROUNDS}")
 
     def sizes(self, num_vectors: int) -> tuple[int, ...]:
         """Ascending numbers of vectors; the last is all of them."""
