@@ -41,8 +41,8 @@ SHARES = (0.5, 0.1, 0.01, 0.001)
 BATCH_SIZES = (1, 64)
 KINDS = ("random", "topic")
 NUM_QUERIES = 500
-NUM_ROUNDS = 9
-ROUND_S = 0.02
+NUM_ROUNDS = 21
+ROUND_S = 0.015
 SERVING = Serving(1, Metric.COSINE, "float32", 0.2)
 
 
