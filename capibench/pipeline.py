@@ -78,6 +78,8 @@ class RagPipeline:
         )
         self._flights = Flights()
         self._renewals: set[asyncio.Task[None]] = set()  # of stale results, in the background
+        self._tends = stack.cache is not None and stack.cache.prefetches
+        self._will_tend = False
         identity = stack.identity
         retrieval = (identity["corpus"], identity["embedder"], identity["index"])
         generation = (identity["prompt"], identity["model"])
@@ -114,7 +116,16 @@ class RagPipeline:
             row.fail(RequestStatus.TIMED_OUT, error)
         except Exception as error:  # noqa: BLE001 - any failure of a stage is this row's error, and the run goes on
             row.fail(RequestStatus.FAILED, error)
+        if self._tends and not self._will_tend:
+            self._will_tend = True
+            asyncio.get_running_loop().call_soon(self._tend)  # once this answer is out
         return row.finish()
+
+    def _tend(self) -> None:
+        """Let the cache prefetch."""
+        self._will_tend = False
+        assert self._stack.cache is not None
+        self._stack.cache.tend(self._now())
 
     async def _answer(self, request: Request, deadline_s: float, row: RequestRow) -> None:
         """The result from the cache, or from a request that computes it already, or computed."""

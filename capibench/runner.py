@@ -125,6 +125,7 @@ def _pin_threads(time: Any) -> None:
 def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
     """The measured half of a run; returns the finished `run.json` document."""
     from capibench.cache.ceiling import ceiling_facts
+    from capibench.cache.tier_stats import prefetch_facts
     from capibench.loading import load_stack
     from capibench.measure import environment, noise
     from capibench.measure.memory import peak_bytes, reset_peak
@@ -164,6 +165,7 @@ def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
 
     frame = rows_frame(rows)
     loaded.facts |= ceiling_facts(frame, served["components"]["cache"])
+    loaded.facts |= prefetch_facts(served["components"]["cache"])
     summary = summarize(
         frame,
         loaded.facts,

@@ -15,6 +15,7 @@ from capibench.cache.keys import CacheType
 from capibench.cache.l1 import L1
 from capibench.cache.l2 import L2
 from capibench.cache.policy import EvictionPolicy
+from capibench.cache.prefetch import Followers, PrefetchChoice
 from capibench.cache.semantic import Cosine, SemanticChoice
 from capibench.cache.tiered import TieredCache
 
@@ -72,6 +73,7 @@ class CacheChoice:
     tiers: Tiers
     misses: Misses
     semantic: SemanticChoice
+    prefetch: PrefetchChoice
     types: tuple[CacheType, ...]
     ttl_s: Mapping[CacheType, float]  # 0: this type is not cached
 
@@ -82,9 +84,12 @@ class CacheChoice:
             ("tiers", Tiers),
             ("misses", Misses),
             ("semantic", SemanticChoice),
+            ("prefetch", PrefetchChoice),
         ):
             if not isinstance(getattr(self, name), wanted):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; expected a choice of it")
+        if self.prefetches is not None and self.tiers.l2_mib is None:
+            raise ValueError("prefetch: got followers; expected an SSD tier (cache/tiers=l1_l2)")
         if not self.types:
             raise ValueError("types: got none; expected at least one (cache=none caches nothing)")
         for kind in self.types:
@@ -113,6 +118,11 @@ class CacheChoice:
         """The semantic cache, where one was chosen."""
         return self.semantic if isinstance(self.semantic, Cosine) else None
 
+    @property
+    def prefetches(self) -> Followers | None:
+        """How to prefetch, where it was chosen."""
+        return self.prefetch if isinstance(self.prefetch, Followers) else None
+
     def open(self, folder: Path, now: float, rng: np.random.Generator) -> TieredCache:
         """Start with an empty L1 and with what `folder/l2` holds (created with mode 0700).
 
@@ -139,6 +149,7 @@ class CacheChoice:
             ttl_jitter=misses.ttl_jitter,
             rng=rng,
             half_types=tiers.float16_types,
+            prefetch=self.prefetches,
         )
 
 

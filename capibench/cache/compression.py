@@ -100,10 +100,10 @@ class Compressor:
         return (ZSTD if codecs is None else ZSTD_WITH_DICTIONARY), packed
 
     def unpack(self, kind: CacheType, codec: int, stored: bytes, num_bytes: int) -> bytes:
-        """The record of `num_bytes` that was packed.
+        """The record of `num_bytes` that was packed; `stored` are whole, by a checksum.
 
         Raises:
-            DamagedError: these bytes are not what was stored, or their dictionary is gone.
+            DamagedError: their dictionary is gone, or it is another one (a frame names its own).
         """
         if codec == RAW:
             return stored
@@ -116,12 +116,11 @@ class Compressor:
             raise DamagedError(f"a record of codec {codec}, which cannot be read")
         begin_s = perf_counter()
         try:
-            # Bounded by the frame's own size, which a damaged frame may overstate: checked first.
-            if zstandard.frame_content_size(stored) != num_bytes:
-                raise DamagedError("a compressed record states another size than its header")
             record = reader.decompress(stored)
         except zstandard.ZstdError as error:
             raise DamagedError(str(error)) from error
+        if len(record) != num_bytes:
+            raise DamagedError("a compressed record has another size than its header states")
         self.effects[kind].decompress_s += perf_counter() - begin_s
         return record
 

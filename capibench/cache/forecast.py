@@ -133,6 +133,10 @@ class Forecast:
             self._leaving = key
             return key
 
+    def due(self, key: bytes) -> float:
+        """When the resident `key` will have been forgotten, counted in accesses."""
+        return self._due(self._known[key])
+
     def _count(self, state: _Key, count: float) -> None:
         """One more access now, which counts so much."""
         self._now += 1

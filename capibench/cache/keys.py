@@ -34,7 +34,10 @@ class KeyPrefix:
     def key(self, last: str) -> bytes:
         """`cache_key` of the prefix's type, its parts and `last`."""
         digest = self._begin()
-        digest.update(_framed(last))
+        if type(last) is str and last.isascii():  # most are; `_framed` without its call
+            digest.update(len(last).to_bytes(8, "little") + last.encode("ascii"))
+        else:
+            digest.update(_framed(last))
         return digest.digest()
 
 

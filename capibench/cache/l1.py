@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from capibench.cache.envelope import decode_trusted
 from capibench.cache.keys import CacheType
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.residents import Counters, Entry, Resident, Residents
+from capibench.cache.residents import MAX_NOTED, Counters, Entry, Resident, Residents
 
 # What Python needs per entry beside key, record and labels: object headers, the places in the
 # tables, in the expiry heap and in the policy's order. Measured with tracemalloc at 2,000 and
@@ -37,6 +37,7 @@ class L1:
     ) -> None:
         self._residents = Residents(policy, capacity_bytes, OVERHEAD_BYTES, quotas)
         self._find = self._residents.get
+        self._noted = self._residents.noted
         self._lock = threading.Lock()
 
     @property
@@ -72,28 +73,41 @@ class L1:
         """What is known of `key`, counted as a hit or a miss; None when there is none or it is
         stale.
 
-        The one path that every hit takes, so it is written out: no call that can be spared, and
-        as few objects touched as can be, for in a large tier each is a wait for memory.
+        The one path that every hit takes, so it is written out: no call that can be spared, no
+        lock, and as few objects touched as can be, for in a large tier each is a wait for memory.
         """
+        resident = self._find(key)
+        if resident is None or now >= resident.fresh_end_s:
+            resident = self._read_else(kind, key, now, allow_stale)
+            if resident is None:
+                return None
+        noted = self._noted
+        noted.append((resident, now))
+        if len(noted) >= MAX_NOTED:
+            with self._lock:
+                self._residents.settle()
+        return resident
+
+    def _read_else(
+        self, kind: CacheType, key: bytes, now: float, allow_stale: bool
+    ) -> Resident | None:
+        """What does not end in a fresh hit; None for a miss, which is counted."""
         with self._lock:
             resident = self._find(key)
             if resident is None:
                 self._residents.counters_of(kind).misses += 1
                 return None
-            if now >= resident.fresh_end_s:
-                counters = resident.counters
-                if now >= resident.entry.expires_s:
-                    counters.expired += 1
-                    self._residents.drop(key)
-                    counters.misses += 1
-                    return None
-                if not allow_stale:
-                    counters.misses += 1
-                    return None
+            if now < resident.fresh_end_s:  # another thread has just stored it
+                return resident
+            counters = resident.counters
+            if now >= resident.entry.expires_s:
+                counters.expired += 1
+                self._residents.drop(key)
+            elif allow_stale:
                 counters.stale_hits += 1
-            resident.hits += 1
-            resident.on_hit(key, now)
-            return resident
+                return resident
+            counters.misses += 1
+            return None
 
     def get(self, kind: CacheType, key: bytes, now: float) -> Found | None:
         """The value of `key`, or None when there is none or it is stale."""

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from capibench.cache.access_log import READS_PER_BLOCK, AccessLog, reads
-from capibench.cache.compression import RAW, Compression, Compressor
+from capibench.cache.compression import Compression, Compressor
 from capibench.cache.envelope import DamagedError, decode, decode_trusted, encode
 from capibench.cache.keys import KEY_BYTES, CacheType
 from capibench.cache.l1 import Found
@@ -136,10 +136,9 @@ class L2:
                 self._drop(key)
                 return self._missed(kind)
             resident.record_bytes = len(record)
-            resident.hits += 1
             if is_stale:
                 resident.counters.stale_hits += 1
-            resident.on_hit(key, now)
+            self._residents.note_hit(resident, now)
             self._note_read(key, now)
             return _new(Found, (value, with_record(entry, record)))
 
@@ -320,11 +319,9 @@ class L2:
     def _unpacked(
         self, kind: CacheType, codec: int, packed: bytes, num_bytes: int
     ) -> tuple[Any, bytes]:
-        """A value and its record; what was compressed is checked once more."""
-        if codec == RAW:
-            return decode_trusted(packed), packed
+        """A value and its record, of bytes whose checksum was right."""
         record = self._compressor.unpack(kind, codec, packed, num_bytes)
-        return decode(record), record
+        return decode_trusted(record), record
 
     def _note_read(self, key: bytes, now: float) -> None:
         block = self._accesses.note(key, self._num_events, now)

@@ -2,7 +2,7 @@
 
 Layout: CRC-32 over key, header, labels and payload (4 bytes); header (`_HEADER`); labels (JSON of
 name and tags, or nothing); payload: the value's envelope, as it is or compressed. The envelope has
-a checksum of its own, which is checked after it was decompressed.
+a checksum of its own for who has no other; a compressed one names its dictionary.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ ghost; any other `on_remove` is an expiry or an invalidation.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 
@@ -46,6 +47,15 @@ class NeedsCapacity(Protocol):
 
     def open(self, capacity_bytes: int) -> None:
         """The tier that asks holds at most `capacity_bytes`."""
+
+
+@runtime_checkable
+class TakesHitsTogether(Protocol):
+    """A policy for which the moment of a hit does not matter, only its place among others, may
+    take many with one call: it costs a hit less."""
+
+    def on_hits(self, keys: Sequence[bytes]) -> None:
+        """The same as `on_hit` of each key, in this order."""
 
 
 def fresh(prototype: EvictionPolicy, capacity_bytes: int) -> EvictionPolicy:

@@ -6,7 +6,8 @@ from typing import Any
 
 
 def public_stats(stats: dict[str, Any]) -> dict[str, Any]:
-    """From `TieredCache.stats`: overall, l1_cache, l2_cache (None without one), by_type.
+    """From `TieredCache.stats`: overall, l1_cache, l2_cache (None without one), by_type, and
+    prefetch (None where it is off; see `promotions.Promotions.stats`).
 
     `overall.l1_hit_rate` and `l2_hit_rate` are shares of all requests and add up to
     `overall_hit_rate`; a tier's own `hit_rate` is of the requests that came to it. Times are of
@@ -34,4 +35,5 @@ def public_stats(stats: dict[str, Any]) -> dict[str, Any]:
         "l1_cache": {**l1, "access_time": times["l1"]},
         "l2_cache": None if l2 is None else {**l2, "access_time": times["l2"]},
         "by_type": stats["types"],
+        "prefetch": stats["prefetch"],
     }

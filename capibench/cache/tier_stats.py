@@ -38,6 +38,15 @@ def cache_stats(l1: L1, l2: L2 | None, computed_bytes: Mapping[CacheType, int]) 
     }
 
 
+def prefetch_facts(stats: Mapping[str, Any]) -> dict[str, float | None]:
+    """Facts by metric name from `TieredCache.stats`; {} where nothing could be prefetched."""
+    prefetch = stats.get("prefetch")
+    if prefetch is None:
+        return {}
+    names = ("prefetched", "used", "harmed", "precision", "saved_s", "tending_s")
+    return {f"cache.prefetch.{name}": prefetch[name] for name in names}
+
+
 def _tier(tier: L1 | L2, kinds: Collection[CacheType]) -> dict[str, Any]:
     counters = tier.counters
     by_type = {kind.value: asdict(counters[kind]) for kind in kinds}

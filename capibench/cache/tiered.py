@@ -2,6 +2,7 @@
 
 An entry that must leave L1 moves down to L2 with the rest of its life; an L2 hit is copied up
 again, its expiry unchanged. The L2 copy stays, so that moving down once more writes nothing.
+With `prefetch` an entry is copied up before it is asked for, while nobody waits (`tend`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from capibench.cache.invalidations import Invalidations
 from capibench.cache.keys import CacheType
 from capibench.cache.l1 import L1
 from capibench.cache.l2 import L2
+from capibench.cache.prefetch import Followers
+from capibench.cache.promotions import Accessed, Brought, Evicted, Left, Promotions
 from capibench.cache.residents import Entry
 from capibench.cache.tier_stats import cache_stats
 
@@ -56,6 +59,7 @@ class TieredCache:
         ttl_jitter: float = 0.0,
         rng: np.random.Generator | None = None,
         half_types: Collection[CacheType] = (),
+        prefetch: Followers | None = None,
     ) -> None:
         """
         Args:
@@ -64,6 +68,7 @@ class TieredCache:
             ttl_jitter: share of its time to live by which an entry lives shorter at most, drawn
                 from `rng`: what was stored together need not expire together.
             half_types: whose float32 arrays are kept as float16.
+            prefetch: what `tend` brings from L2 into L1 before it is asked for; None: nothing.
         """
         if ttl_jitter and rng is None:
             raise ValueError("rng: got None; expected a generator to draw the jitter from")
@@ -80,6 +85,13 @@ class TieredCache:
         self._num_outdated = 0
         self._computed_bytes = dict.fromkeys(self._ttl_s, 0)  # of values that misses brought in
         self._lock = threading.Lock()
+        self._promotions = None if prefetch is None or l2 is None else Promotions(prefetch)
+        self._note = None if self._promotions is None else self._promotions.note
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether `tend` has anything to do."""
+        return self._promotions is not None
 
     def caches(self, kind: CacheType) -> bool:
         """Whether this type is cached at all."""
@@ -100,8 +112,12 @@ class TieredCache:
         if resident is not None:
             value = decode_trusted(resident.record)
             found = _new(Lookup, (value, "l1", now >= resident.fresh_end_s))
-            self._add_l1_time(perf_counter() - begin_s)
+            self._add_l1_time(found_s := perf_counter() - begin_s)
+            if self._note is not None:
+                self._note(Accessed(kind, key, found_s))
         else:
+            if self._note is not None:
+                self._note(Accessed(kind, key, None))
             found = _MISS if self._l2 is None else self._lookup_l2(kind, key, now, allow_stale)
             self._times[found.tier].add(perf_counter() - begin_s)
         return found
@@ -145,6 +161,8 @@ class TieredCache:
                 return record
             if self._l2 is not None:
                 self._l2.remove(key)  # an older value must not come back
+            if self._note is not None:
+                self._note(Left(key))
             if life_s <= 0:
                 self._l1.remove(key)
                 return record
@@ -155,7 +173,7 @@ class TieredCache:
             labels = (name, tuple(dict.fromkeys(tags)))
             expires_s = fresh_until_s + self._stale_s
             entry = Entry(kind, record, cost_s, expires_s, fresh_until_s, *labels)
-            self._demote(self._l1.put(key, entry, now), now)
+            self._store_l1(key, entry, now)
         return record
 
     def reread(self, key: bytes, now: float) -> bytes | None:
@@ -201,6 +219,8 @@ class TieredCache:
             keys = {key for tier in self._tiers() for key in tier.keys()}  # noqa: SIM118  no dict
             for tier in self._tiers():
                 tier.clear()
+            if self._note is not None:
+                self._note(Left(None))
             return len(keys)
 
     def expire(self, now: float) -> int:
@@ -208,18 +228,33 @@ class TieredCache:
         with self._lock:
             return sum(tier.expire(now) for tier in self._tiers())
 
+    def tend(self, now: float) -> int:
+        """Prefetch a few entries; how many. For when nobody waits: no look-up does it.
+
+        A look-up that goes on to L2 may wait for one read of it, one that ends in L1 for none. A
+        read holds the lock under which entries are invalidated: nothing removed comes back.
+        """
+        if self._promotions is None:
+            return 0
+        return self._promotions.tend(lambda key: self._promote(key, now), self._l1.__contains__)
+
     def stats(self) -> dict[str, Any]:
-        """Everything that is counted, as JSON: see `tier_stats.cache_stats`."""
+        """Everything that is counted, as JSON: see `tier_stats.cache_stats`; `prefetch` is None
+        where it is off."""
+        prefetch = None if self._promotions is None else self._promotions.stats()
         with self._lock:
             stats = cache_stats(self._l1, self._l2, self._computed_bytes)
             stats["access_times"] = {name: times.summary() for name, times in self._times.items()}
             all_times = AccessTimes().merged(*self._times.values())
             stats["access_times"]["overall"] = all_times.summary()
             stats["outdated_results"] = self._num_outdated
+            stats["prefetch"] = prefetch
             return stats
 
     def close(self) -> None:
-        """Release the SSD tier's folder at once."""
+        """Release the SSD tier's folder at once; what is being prefetched ends with its read."""
+        if self._promotions is not None:
+            self._promotions.close()
         with self._lock:
             if self._l2 is not None:
                 self._l2.close()
@@ -231,7 +266,7 @@ class TieredCache:
             if found is None:
                 return _MISS
             if self._l1.fits(key, found.entry):
-                self._demote(self._l1.put(key, found.entry, now), now)
+                self._store_l1(key, found.entry, now)
                 if key in self._l1:
                     self._l2.counters_of(kind).promoted += 1
         return Lookup(found.value, "l2", now >= found.entry.fresh_until_s)
@@ -241,6 +276,9 @@ class TieredCache:
 
     def _remove(self, keys: Collection[bytes]) -> int:
         from_l1 = {key for key in keys if self._l1.remove(key)}
+        if self._note is not None:
+            for key in keys:
+                self._note(Left(key))
         if self._l2 is None:
             return len(from_l1)
         from_l2 = {key for key in keys if self._l2.remove(key)}
@@ -248,9 +286,35 @@ class TieredCache:
             self._l2.sync()
         return len(from_l1 | from_l2)
 
-    def _demote(self, displaced: list[tuple[bytes, Entry]], now: float) -> None:
+    def _promote(self, key: bytes, now: float) -> float | None:
+        """Copy `key` up if it is fresh in L2 and not in L1; the seconds that reading it took."""
+        assert self._l2 is not None
+        with self._lock:
+            if key in self._l1 or key not in self._l2:
+                return None
+            begin_s = perf_counter()
+            entry = self._l2.peek(key, now)
+            read_s = perf_counter() - begin_s
+            if entry is None or not self._l1.fits(key, entry):
+                return None
+            self._store_l1(key, entry, now, read_s)
+            return read_s if key in self._l1 else None  # the policy may have refused it
+
+    def _store_l1(
+        self, key: bytes, entry: Entry, now: float, prefetched_s: float | None = None
+    ) -> None:
+        """Into L1; what finds no place there moves down. `prefetched_s`: it is a prefetch, and
+        reading it took that long."""
+        displaced = self._l1.put(key, entry, now)
+        if prefetched_s is not None:
+            if key not in self._l1:
+                return
+            assert self._note is not None
+            self._note(Brought(key, prefetched_s))
         if self._l2 is None:
             return
-        for key, entry in displaced:
-            if self._l2.put(key, entry, now):
-                self._l1.counters_of(entry.kind).demoted += 1
+        for left, its in displaced:
+            if self._l2.put(left, its, now):
+                self._l1.counters_of(its.kind).demoted += 1
+            if self._note is not None and left != key:
+                self._note(Evicted(left, prefetched_s is not None))

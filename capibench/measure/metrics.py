@@ -269,6 +269,46 @@ METRICS: tuple[Metric, ...] = (
         "warm-up included.",
     ),
     _fact(
+        "cache.prefetch.precision",
+        "share",
+        "neither",
+        "Of the entries that were brought from disk into memory before they were asked for, and "
+        "then used or displaced, those that were used.",
+    ),
+    _fact(
+        "cache.prefetch.prefetched",
+        "entries",
+        "neither",
+        "Entries that were brought from disk into memory before they were asked for; warm-up "
+        "included, as in all figures of prefetching.",
+    ),
+    _fact(
+        "cache.prefetch.used",
+        "entries",
+        "neither",
+        "Those of them that were asked for while they were in memory.",
+    ),
+    _fact(
+        "cache.prefetch.harmed",
+        "lookups",
+        "neither",
+        "Look-ups that memory would have answered had nothing been prefetched: exact for LRU and "
+        "entries of one size, else an estimate.",
+    ),
+    _fact(
+        "cache.prefetch.saved_s",
+        "s",
+        "neither",
+        "Seconds that reading the used entries from disk took while nobody waited, less those of "
+        "finding them in memory.",
+    ),
+    _fact(
+        "cache.prefetch.tending_s",
+        "s",
+        "neither",
+        "Seconds that prefetching took beside the requests: learning, choosing and reading.",
+    ),
+    _fact(
         "cache.semantic.false_hit_rate",
         "share",
         "lower",

@@ -88,6 +88,19 @@ def test_fractions_of_a_mib_are_sizes(tmp_path: Path) -> None:
         ("cache/semantic=cosine cache.types=[embedding]", r"semantic: got cosine; expected query"),
         ("cache/semantic=cosine cache.semantic.audit_share=0", r"semantic\.audit_share: got 0"),
         ("cache/tiers=l1_l2 cache.tiers.compression.level=0", r"tiers\.compression\.level: got 0"),
+        ("cache/prefetch=followers", r"cache\.prefetch: got followers; expected an SSD tier"),
+        (
+            "cache/prefetch=followers cache/tiers=l1_l2 cache.prefetch.window=0",
+            r"cache\.prefetch\.window: got 0; expected at least 1",
+        ),
+        (
+            "cache/prefetch=followers cache/tiers=l1_l2 cache.prefetch.rule.trial_prefetches=0",
+            r"cache\.prefetch\.rule\.trial_prefetches: got 0; expected at least 1",
+        ),
+        (
+            "cache/prefetch=followers cache/tiers=l1_l2 cache.prefetch.rule.least_precision=0.99",
+            r"cache\.prefetch\.rule\.trial_prefetches: got 128; expected more",
+        ),
         ("cache.types=[]", r"cache\.types: got none; expected at least one"),
         ("+cache.ttl_s.answer=1", r"cache\.ttl_s key: got 'answer'; expected one of"),
         ("~cache.ttl_s.embedding", r"cache\.ttl_s: got no embedding; expected"),

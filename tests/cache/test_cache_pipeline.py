@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from capibench.batching.batcher import Batcher
 from capibench.batching.strategies.greedy import Greedy
 from capibench.cache.keys import CacheType, cache_key
 from capibench.cache.l1 import L1
+from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
+from capibench.cache.prefetch import Followers
+from capibench.cache.prefetch_switch import SwitchRule
 from capibench.cache.semantic import Cosine, SemanticCache
 from capibench.cache.tiered import TieredCache
 from capibench.clock import run_virtual
@@ -73,11 +77,16 @@ class Bench:
     """A pipeline over two passages, inside a loop under virtual time."""
 
     def __init__(
-        self, *, single_flight: bool = False, stale_s: float = 0.0, semantic: Any = None
+        self,
+        *,
+        single_flight: bool = False,
+        stale_s: float = 0.0,
+        semantic: Any = None,
+        cache: TieredCache | None = None,
     ) -> None:
         self.passages = ["red", "blue"]
         self.engine = Engine()
-        self.cache = TieredCache(L1(Lru(), 1 << 20), None, TTL_S, stale_s=stale_s)
+        self.cache = cache or TieredCache(L1(Lru(), 1 << 20), None, TTL_S, stale_s=stale_s)
         self.pipeline = RagPipeline(
             Stack(
                 passage_ids=["p0", "p1"],
@@ -250,3 +259,29 @@ async def test_without_a_threshold_nothing_is_similar() -> None:
     similar = await bench.ask("what does the join method of a list do please")
     assert similar.result_cache == "miss"
     await bench.pipeline.stop()
+
+
+@pytest.mark.parametrize(("prefetches", "tier"), [(False, "l2"), (True, "l1")])
+def test_between_requests_the_cache_prefetches_what_comes_next(
+    tmp_path: Path, prefetches: bool, tier: str
+) -> None:
+    rule = SwitchRule(0.2, 0.95, trial_prefetches=8, block_prefetches=8, rest_accesses=1000)
+    cache = TieredCache(
+        L1(Lru(), 1 << 13),
+        L2(Lru(), 1 << 20, tmp_path),
+        {CacheType.QUERY_RESULT: 1e9},
+        prefetch=Followers(2, 4, 2, 1000, 2, rule) if prefetches else None,
+    )
+
+    async def three_laps() -> set[str]:
+        bench = Bench(cache=cache)
+        tiers: list[str] = []
+        for _ in range(3):
+            for number in range(20):
+                tiers.append((await bench.ask(f"question {number}")).result_cache)
+                await asyncio.sleep(1)
+        await bench.pipeline.stop()
+        return set(tiers[40:])
+
+    assert run_virtual(three_laps()) == {tier}
+    cache.close()

@@ -19,7 +19,7 @@ from capibench.cache.l1 import L1, OVERHEAD_BYTES
 from capibench.cache.policies.lru import Lru
 from capibench.cache.policies.ttl import Ttl
 from capibench.cache.policy import NeedsCapacity
-from capibench.cache.residents import Entry, Residents
+from capibench.cache.residents import MAX_NOTED, Entry, Residents
 from capibench.config import build, conf_dir
 
 KIND = CacheType.QUERY_RESULT
@@ -181,6 +181,75 @@ def hits_of(policy: Any) -> list[bool]:
 def test_ttl_evicts_what_expires_first_where_lru_evicts_what_was_read_first() -> None:
     assert hits_of(Lru()) == [False, True, True]
     assert hits_of(Ttl()) == [True, False, True]
+
+
+@dataclass
+class Told:
+    """Writes down what a tier tells its policies, all in one log."""
+
+    log: list[tuple[str, bytes, float]]
+
+    def on_insert(self, key: bytes, size: int, cost_s: float, now: float, expires_s: float) -> None:
+        self.log.append(("insert", key, now))
+
+    def on_hit(self, key: bytes, now: float) -> None:
+        self.log.append(("hit", key, now))
+
+    def on_remove(self, key: bytes) -> None:
+        self.log.append(("remove", key, 0.0))
+
+    def admit(self, key: bytes, size: int, cost_s: float, now: float) -> bool:
+        return True
+
+    def victim(self, now: float) -> bytes:
+        raise AssertionError("there is room")
+
+
+@pytest.mark.parametrize("quotas", [None, {CacheType.EMBEDDING: 0.5}])
+def test_hits_are_settled_in_their_order_before_anything_else(quotas: Any) -> None:
+    log: list[tuple[str, bytes, float]] = []
+    tier = L1(Told(log), 40 * ENTRY_BYTES, quotas)
+    kinds = {b"q": KIND, b"e": CacheType.EMBEDDING}
+    expected: list[tuple[str, bytes, float]] = []
+    rng = random.Random(3)
+
+    def put(key: bytes, now: float) -> None:
+        tier.put(key, Entry(kinds[key[:1]], encode(b""), 2.0, math.inf), now)
+        expected.append(("insert", key, now))
+
+    keys = [b"%s%d" % (kind, number) for kind in kinds for number in range(4)]
+    for key in keys:
+        put(key, 0.0)
+    for step in range(1, 5 * MAX_NOTED):
+        key, now = rng.choice(keys), float(step)
+        if step % (2 * MAX_NOTED) < MAX_NOTED and step % 7 == 0:
+            tier.remove(key)
+            expected.append(("remove", key, 0.0))
+            put(key, now)
+        else:
+            assert tier.get(kinds[key[:1]], key, now) is not None
+            expected.append(("hit", key, now))
+    for first, kind in kinds.items():
+        hits = sum(call == "hit" and key[:1] == first for call, key, _ in expected)
+        counters = tier.counters[kind]
+        assert counters.hits == hits
+        assert counters.saved_s == 2.0 * hits
+        assert counters.hit_bytes == hits * len(encode(b""))
+        told, due = ([c for c in calls if c[1][:1] == first] for calls in (log, expected))
+        assert told == due
+    assert quotas is not None or log == expected
+
+
+def test_a_hit_that_is_noted_when_its_entry_has_left_is_counted_and_not_told() -> None:
+    residents = Residents(Lru(), 100, 0)
+    residents.insert(b"aa", entry(), 10, 0.0)
+    resident = residents.get(b"aa")
+    assert resident is not None
+    residents.drop(b"aa")
+    residents.note_hit(resident, 1.0)
+    residents.insert(b"bb", entry(), 10, 1.0)
+    assert residents.counters[KIND].hits == 1
+    assert residents.make_room(b"cc", entry(), 95, 2.0)[1][0][0] == b"bb"
 
 
 def test_ttl_breaks_ties_by_insertion() -> None:

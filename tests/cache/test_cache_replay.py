@@ -49,7 +49,7 @@ GOLDEN: dict[str, tuple[int, int]] = {
     "gdsf": (404, 617),
     "lfu": (389, 617),
     "lru": (346, 600),
-    "predictive": (459, 687),
+    "predictive": (398, 667),
     "s3_fifo": (440, 647),
     "sieve": (435, 637),
     "ttl": (309, 552),

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from zlib import crc32
 
+from capibench.cache.forecast import Forecast
 from capibench.cache.leads import Leads
 from capibench.cache.policy import EvictionPolicy
 from capibench.cache.simulated import SimulatedTier
@@ -63,7 +64,9 @@ class Chosen:
     expert: str
 
 
-class _Resident:
+class Resident:
+    """What the policy knows of a resident key."""
+
     __slots__ = ("cost_s", "expires_s", "reads", "size")
 
     def __init__(self, size: int, cost_s: float, expires_s: float) -> None:
@@ -87,11 +90,10 @@ class Adaptive:
     _capacity: int = field(init=False, repr=False, compare=False)
     _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _in_charge: int = field(init=False, repr=False, compare=False)
-    _residents: OrderedDict[bytes, _Resident] = field(init=False, repr=False, compare=False)
+    _residents: OrderedDict[bytes, Resident] = field(init=False, repr=False, compare=False)
     _directory: SimulatedTier = field(init=False, repr=False, compare=False)
     _outside: OrderedDict[bytes, None] = field(init=False, repr=False, compare=False)  # of it
     _unshown: list[bytes] = field(init=False, repr=False, compare=False)  # to it, the next one last
-    _incoming: bytes | None = field(init=False, repr=False, compare=False)
     _sample_mask: int = field(init=False, repr=False, compare=False)
     _num_sampled: int = field(init=False, repr=False, compare=False)  # residents in the sample
     _miniatures: list[SimulatedTier] = field(init=False, repr=False, compare=False)
@@ -106,6 +108,7 @@ class Adaptive:
     _num_accesses: int = field(init=False, repr=False, compare=False)
     _leaving: bytes | None = field(init=False, repr=False, compare=False)
     _chosen: list[Chosen] = field(init=False, repr=False, compare=False)
+    num_changes: int = field(init=False, repr=False, compare=False)  # of the directory
 
     def __post_init__(self) -> None:
         if not self.experts:
@@ -129,8 +132,8 @@ class Adaptive:
         self._capacity = capacity_bytes
         self._residents = OrderedDict()  # least recently used first
         self._in_charge = 0
-        self._num_accesses = 0
-        self._incoming = self._leaving = None
+        self._num_accesses = self.num_changes = 0
+        self._leaving = None
         self._chosen = [Chosen(0, -math.inf, self._names[0])]
         self._sample_mask = 0
         self._start_miniatures(0.0)
@@ -143,7 +146,7 @@ class Adaptive:
 
     def on_insert(self, key: bytes, size: int, cost_s: float, now: float, expires_s: float) -> None:
         is_sampled = self._access(key, size, cost_s, now, expires_s)
-        self._residents[key] = _Resident(size, cost_s, expires_s)
+        self._residents[key] = Resident(size, cost_s, expires_s)
         if key not in self._directory:
             self._outside[key] = None
         if is_sampled:
@@ -164,7 +167,7 @@ class Adaptive:
     def on_remove(self, key: bytes) -> None:
         del self._residents[key]
         self._outside.pop(key, None)
-        if key in self._directory:
+        if key != self._leaving and key in self._directory:
             self._directory.remove(key)
         if not crc32(key) * _SPREAD >> _SHIFT & self._sample_mask:
             self._num_sampled -= 1
@@ -190,6 +193,27 @@ class Adaptive:
             self._directory.remove(self._directory.policy.victim(now))
         self._leaving = next(iter(self._outside))
         return self._leaving
+
+    def evict(self, key: bytes) -> None:
+        """`on_remove(key)` follows because somebody else decided that this resident goes. Neither
+        the directory nor a miniature forgets it, so that they go on as if they decided alone."""
+        self._leaving = key
+
+    def resident(self, key: bytes) -> Resident:
+        """What is known of a resident key."""
+        return self._residents[key]
+
+    def oldest(self) -> bytes:
+        """The resident that was not used for the longest time."""
+        return next(iter(self._residents))
+
+    def due(self, key: bytes) -> float:
+        """When the expert in charge would evict a resident, on a scale that only a change of
+        expert changes: minus infinity where it would not hold it at all."""
+        if key in self._outside:
+            return -math.inf
+        policy = self._directory.policy
+        return policy.due(key) if isinstance(policy, Forecast) else 0.0
 
     @property
     def _follows_miniature(self) -> bool:
@@ -295,6 +319,7 @@ class Adaptive:
     def _use(self, directory: SimulatedTier) -> None:
         """What it does not hold is evicted next, least recently used first."""
         self._directory, self._unshown = directory, []
+        self.num_changes += 1
         for miniature in self._miniatures:
             miniature.on_leave = None
         directory.on_leave = self._left

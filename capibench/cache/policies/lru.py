@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -20,6 +21,9 @@ class Lru:
 
     def on_hit(self, key: bytes, now: float) -> None:
         self._order.move_to_end(key)
+
+    def on_hits(self, keys: Sequence[bytes]) -> None:
+        deque(map(self._order.move_to_end, keys), maxlen=0)  # a loop without the interpreter
 
     def on_remove(self, key: bytes) -> None:
         del self._order[key]

@@ -1,35 +1,48 @@
-"""Evict what is forecast to be asked for least, and fall back to LRU where forecasts are no good.
+"""Evict what is forecast to be asked for least, and never hit much less than LRU would have.
 
 A forecast is `capibench.cache.forecast.Forecast`: two decayed rates of access per key, remembered
-beyond eviction. There may be several, with different parameters. The guard is `Adaptive` with the
-forecasts and LRU as experts: all run in small on a sample of the keys, and the residents are handed
-to the one that does best. So a workload that no forecast understands costs what finding out costs.
+beyond eviction. There may be several, with different parameters. Two things guard against them.
+The first is a judgement: `Adaptive` runs the forecasts and LRU in small on a sample of the keys,
+and the residents are handed to the one that does best. It comes late where the workload changes
+often. The second is a bound, `capibench.cache.lru_bound.LruBound`: a shadow of LRU counts what
+following the forecasts has cost and may yet cost, and where `budget_share` of the accesses does not
+pay for it, the content drifts back to LRU's. So with entries of one size, on any stream and at any
+moment, LRU has hit at most that share of the accesses more. The proof is there.
 
-It prefetches nothing: a policy knows keys, and what would compute their values lies elsewhere.
+Who would go next is first who neither the expert in charge nor LRU would hold, then whom the expert
+does not hold, if that is paid for, then who of those that LRU does not hold is due first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from capibench.cache.forecast import Forecast
+from capibench.cache.lru_bound import LruBound
 from capibench.cache.policies.adaptive import Adaptive, Chosen
 from capibench.cache.policies.lru import Lru
+from capibench.cache.simulated import SimulatedTier
 
 _GUARD = "lru"
 
 
 @dataclass
 class Predictive:
-    """The cost of all experts on the sampled accesses, of the one in charge on the rest."""
+    """All experts see the sampled accesses; the one in charge and LRU see all."""
 
     forecasts: Mapping[str, Forecast]  # the first one begins
     guard_sample_entries: int  # at most as many sampled keys are resident in each miniature
     guard_half_life_turnovers: float  # of what is usual; a turnover: as many accesses as entries
     guard_standard_errors: float  # by which one must lead to take over
+    budget_share: float  # of all accesses (or seconds), that LRU may hit (or save) more
 
+    _by_seconds: bool = field(init=False, repr=False, compare=False)
     _guarded: Adaptive = field(init=False, repr=False, compare=False)
+    _bound: LruBound = field(init=False, repr=False, compare=False)
+    _num_changes: int = field(init=False, repr=False, compare=False)  # that the order is as of
+    _leaving: bytes | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.forecasts:
@@ -39,6 +52,8 @@ class Predictive:
         for name, forecast in self.forecasts.items():
             if not isinstance(forecast, Forecast):
                 raise ValueError(f"forecasts.{name}: got {forecast!r}; expected a Forecast")
+        if not 0 <= self.budget_share <= 1:
+            raise ValueError(f"budget_share: got {self.budget_share}; expected 0 to 1")
         first, *others = self.forecasts.values()
         if any(other.score_by != first.score_by for other in others):
             raise ValueError("forecasts: got different score_by; expected the same in all")
@@ -53,9 +68,16 @@ class Predictive:
             )
         except ValueError as error:  # it names its own field
             raise ValueError(f"guard_{error}") from error
+        self._by_seconds = first.score_by == "seconds"
+        self.open(0)
 
     def open(self, capacity_bytes: int) -> None:
         self._guarded.open(capacity_bytes)
+        self._bound = LruBound(
+            SimulatedTier(Lru(), capacity_bytes), self.budget_share, self._guarded.due
+        )
+        self._num_changes = 0
+        self._leaving = None
 
     @property
     def chosen(self) -> tuple[Chosen, ...]:
@@ -64,15 +86,40 @@ class Predictive:
 
     def on_insert(self, key: bytes, size: int, cost_s: float, now: float, expires_s: float) -> None:
         self._guarded.on_insert(key, size, cost_s, now, expires_s)
+        self._bound.stored(key, size, self._worth(cost_s), cost_s, now, expires_s)
 
     def on_hit(self, key: bytes, now: float) -> None:
         self._guarded.on_hit(key, now)
+        known = self._guarded.resident(key)
+        worth = self._worth(known.cost_s)
+        self._bound.hit(key, known.size, worth, known.cost_s, now, known.expires_s)
 
     def on_remove(self, key: bytes) -> None:
+        if key == self._leaving:
+            self._bound.evicted(key, self._worth(self._guarded.resident(key).cost_s))
+        else:
+            self._bound.removed(key)
+        self._leaving = None
         self._guarded.on_remove(key)
 
     def admit(self, key: bytes, size: int, cost_s: float, now: float) -> bool:
         return self._guarded.admit(key, size, cost_s, now)
 
     def victim(self, now: float) -> bytes:
-        return self._guarded.victim(now)
+        guarded, bound = self._guarded, self._bound
+        if guarded.num_changes != self._num_changes:
+            self._num_changes = guarded.num_changes
+            bound.rank_anew()
+        key = bound.first_beyond()
+        if key is None or guarded.due(key) > -math.inf:  # what nobody would keep goes first
+            wish = guarded.victim(now)
+            if bound.is_paid(wish, self._worth(guarded.resident(wish).cost_s)):
+                key = wish
+            elif key is None:
+                key = guarded.oldest()
+        guarded.evict(key)
+        self._leaving = key
+        return key
+
+    def _worth(self, cost_s: float) -> float:
+        return cost_s if self._by_seconds else 1.0
