@@ -12,8 +12,12 @@
     │   ├── DeadlinePassed              its deadline passed before it could be served
     │   ├── RequestCancelled            whoever sent it took it back
     │   └── WorkerBroken                what served it is broken, and no request to blame
+    ├── BatcherBroken (RuntimeError)    the strategy or the batcher itself is faulty; it ends
     ├── UnknownRequest (KeyError)       nothing is kept under a request id
     └── RunFailed                       a run ended without a result
+
+Besides these, a wrong argument of a call from Python is a plain `ValueError` that names it, and a
+call out of order (before start, after stop, from another event loop) a plain `RuntimeError`.
 
 Standard library only: the command line imports this before anything heavy.
 """
@@ -22,7 +26,7 @@ from __future__ import annotations
 
 
 class CapiBenchError(Exception):
-    """Root of the tree; catching it catches everything CapiBench raises on purpose."""
+    """Root of the tree; catching it catches everything in the drawing above."""
 
 
 class ConfigError(CapiBenchError, ValueError):
@@ -79,6 +83,20 @@ class RequestCancelled(RequestFailed):
 class WorkerBroken(RequestFailed):
     """Raised by whatever serves batches to say that it is broken itself and no item is to blame:
     the batch fails as a whole, because trying its items one by one would only cost time."""
+
+
+class BatcherBroken(CapiBenchError, RuntimeError):
+    """A strategy broke a law of batching or raised: all that wait end with this error, and nothing
+    more is accepted. The cause, if it was an exception, is its `__cause__`."""
+
+    @classmethod
+    def by(cls, cause: Exception) -> BatcherBroken:
+        """For what an exception broke."""
+        if isinstance(cause, BatcherBroken):
+            return cause
+        broken = cls(f"the batcher cannot go on: {type(cause).__name__}: {cause}")
+        broken.__cause__ = cause
+        return broken
 
 
 class UnknownRequest(CapiBenchError, KeyError):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from capibench.batching.request import RequestState
     from capibench.batching.stats import BatcherStats, WaitQuantiles
     from capibench.batching.strategy_choice import BatchStrategy
+    from capibench.errors import WorkerBroken
     from capibench.records import RequestPriority
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "RequestPriority",
     "RequestState",
     "WaitQuantiles",
+    "WorkerBroken",
 ]
 
 _MODULES = {
@@ -37,6 +39,7 @@ _MODULES = {
     "RequestPriority": "capibench.records",
     "RequestState": "capibench.batching.request",
     "WaitQuantiles": "capibench.batching.stats",
+    "WorkerBroken": "capibench.errors",
 }
 
 

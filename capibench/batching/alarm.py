@@ -32,6 +32,22 @@ class Alarm:
             self._latest_s = now_s
         return self._latest_s
 
+    def check_loop(self, what: str) -> None:
+        """Refuse to do `what` in another event loop: who waits there would never be woken.
+
+        Raises:
+            RuntimeError: this is not the loop that was started in.
+        """
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self._loop:
+            raise RuntimeError(
+                f"{what}: called {'outside any' if running is None else 'in another'} event loop; "
+                "expected in the one that the batcher was started in"
+            )
+
     def reached(self, time_s: float) -> None:
         """Somebody else's timer for `time_s` has fired."""
         self._latest_s = max(self._latest_s, time_s)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any, TypeGuard
 
 from capibench.batching.strategy_choice import BatchStrategy
 from capibench.records import RequestPriority
@@ -55,9 +56,37 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name}: got {value!r}; expected a whole number, at least 1")
 
 
-def check_ms(name: str, value: float, finite: bool = False) -> None:
+def check_ms(name: str, value: object, finite: bool = False) -> None:
     """Refuse what is no time to wait."""
-    if not value >= 0 or (finite and math.isinf(value)):
+    if not _is_number(value) or not value >= 0 or (finite and math.isinf(value)):
         raise ValueError(
             f"{name}: got {value!r}; expected at least 0{' and finite' if finite else ''}"
         )
+
+
+def check_some_ms(name: str, value: object, none: str = "") -> None:
+    """Refuse what is no time that may pass; `none` says what else may be given."""
+    if not _is_number(value) or not value > 0:
+        raise ValueError(f"{name}: got {value!r}; expected above 0{none}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {value!r}; expected True or False")
+
+
+def check_callable(name: str, value: object) -> None:
+    """Refuse what cannot be called, unless it is None."""
+    if value is not None and not callable(value):
+        raise ValueError(f"{name}: got {value!r}; expected a callable, or None")
+
+
+def check_settings(name: str, value: object) -> None:
+    """Refuse what is no mapping of names to values, unless it is None."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name}: got {value!r}; expected a mapping of settings, or None")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -11,31 +11,25 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from capibench.batching.acting import Acting
 from capibench.batching.alarm import Alarm
-from capibench.batching.batch import Batch, BatchRecord
+from capibench.batching.batch import BatchRecord
 from capibench.batching.composition import AS_THEY_CAME, Composition
-from capibench.batching.laws import broken_law
 from capibench.batching.line import Line
-from capibench.batching.request import Answered, QueuedRequest, RequestState
+from capibench.batching.own_error import own_error
+from capibench.batching.request import Answered, QueuedRequest, RequestState, whole_tokens
 from capibench.batching.room import Outside
 from capibench.batching.serving import Serving
 from capibench.batching.stats import BatcherStats, Tally
-from capibench.batching.strategy import (
-    Dispatch,
-    QueueView,
-    Shed,
-    Strategy,
-    WaitingItem,
-    WaitUntil,
-)
+from capibench.batching.strategy import Strategy, WaitingItem
 from capibench.batching.workers import Workers
 from capibench.errors import (
+    BatcherBroken,
     ConfigError,
     DeadlinePassed,
     QueueFull,
     RequestCancelled,
     RequestFailed,
-    RequestShed,
 )
 from capibench.records import RequestPriority
 
@@ -43,7 +37,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _INFINITY = float("inf")
-_PROCESSING = RequestState.PROCESSING  # looked up for every request: an enum's attributes are slow
 
 
 class Batcher(Generic[T, R]):
@@ -52,7 +45,7 @@ class Batcher(Generic[T, R]):
     Args:
         process_batch: async; takes contents (in order of priority, then arrival) and the worker's
             index, and returns one result per content in the same order. Where the strategy joins
-            running batches it is called again while it runs, with the joining contents.
+            running batches it is called for each content alone, also while it runs others.
         strategy: decides; it belongs to this batcher alone, because it may remember things.
         num_workers: how many batches run at the same time.
         max_queue_size: waiting requests; one more is refused with `QueueFull`, or waits for room.
@@ -61,6 +54,8 @@ class Batcher(Generic[T, R]):
             waited its own `max_wait_s` and is passed over by a worker with room ends as shed; so
             nobody who is served has waited longer than that and the service that was running
             then. Otherwise `max_wait_s` bounds only how long a free worker may be held back.
+        isolates_failures: call `process_batch` again with parts of a batch that it failed, until
+            the culprits are alone (`Isolation` says how often); otherwise all of it fail at once.
     """
 
     def __init__(
@@ -72,6 +67,7 @@ class Batcher(Generic[T, R]):
         *,
         composition: Composition = AS_THEY_CAME,
         sheds_overdue: bool = False,
+        isolates_failures: bool = True,
     ) -> None:
         if num_workers < 1:
             raise ValueError(f"num_workers: got {num_workers}; expected at least 1")
@@ -80,13 +76,13 @@ class Batcher(Generic[T, R]):
         self._strategy = strategy
         self._max_queue_size = max_queue_size
         self._composition = composition
-        self._sheds_overdue = sheds_overdue
         self._line: Line[T, R] = Line()
         self._outside: Outside[T, R] = Outside()
         self._finished = asyncio.Event()  # stopping, and nothing waits or runs any more
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm = Alarm(self._wake)
         self.now_s = self._alarm.now_s  # absolute loop seconds, as all about requests is counted
+        self.check_loop = self._alarm.check_loop
         self._paused = False
         self._stopping = False
         self._refusal: Exception | None = None  # why nothing is accepted any more
@@ -99,9 +95,19 @@ class Batcher(Generic[T, R]):
             strategy,
             self._workers,
             self._tally,
+            isolates_failures=isolates_failures,
             now_s=self.now_s,
             on_room=self._on_room,
-            on_faulty_strategy=self._break,
+            on_fault=self._break,
+        )
+        self._acting = Acting(
+            strategy,
+            self._line,
+            self._workers,
+            self._serving,
+            self._tally,
+            composition,
+            sheds_overdue,
         )
 
     def start(self) -> None:
@@ -112,15 +118,29 @@ class Batcher(Generic[T, R]):
         self._alarm.start(self._loop)
         self._started_s = self._alarm.now_s()
 
-    async def stop(self, drain: bool = True) -> None:
+    async def stop(self, drain: bool = True, timeout_s: float | None = None) -> None:
         """Accept nothing more and wait for what runs; a pause ends.
 
         What still waits in the queue is served first, or, without `drain`, fails with
-        `RequestFailed`, as does in any case what waits for room in the queue. Stopping twice is
+        `RequestFailed`, as does in any case what waits for room in the queue. So does, if all that
+        takes longer than `timeout_s`, what waits or runs then, and the calls of `process_batch`
+        are cancelled; one that hangs would otherwise be waited for, for ever. Stopping twice is
         allowed.
+
+        Raises:
+            RuntimeError: before start, in another event loop, or inside `process_batch`, for whose
+                end it would wait.
         """
         if self._loop is None:
             raise RuntimeError("a batcher was stopped before start")
+        if self._finished.is_set():
+            return
+        self.check_loop("stop")
+        if self._serving.is_serving(asyncio.current_task()):
+            raise RuntimeError(
+                "stop: awaited inside process_batch, for whose end it waits; "
+                "expected in a task of its own (asyncio.create_task)"
+            )
         self._stopping = True
         self._refusal = self._refusal or RuntimeError("a request was submitted after stop")
         self._paused = False
@@ -129,7 +149,22 @@ class Batcher(Generic[T, R]):
         if not drain:
             self._tally.end(self._line.take_all(), RequestState.FAILED, stopped)
         self._wake()
-        await self._finished.wait()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._finished.wait()
+        except TimeoutError:
+            self._tally.end(self._line.take_all(), RequestState.FAILED, stopped)
+            await asyncio.sleep(0)  # what has just left the queue begins
+            self._serving.give_up(
+                RequestFailed(f"the batcher was stopped; it was not served within {timeout_s} s")
+            )
+            self._wake()
+            await self._finished.wait()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
 
     def pause(self) -> None:
         """Let no further batch leave. Requests are accepted, time out and can be cancelled."""
@@ -165,6 +200,9 @@ class Batcher(Generic[T, R]):
 
         Raises:
             QueueFull: at once, when `max_queue_size` requests wait (unless it waits for room).
+            ValueError: at once, when `num_tokens` is no number of tokens.
+            RuntimeError: at once, before start, after stop, or in another event loop.
+            BatcherBroken: the strategy or the batcher itself is faulty.
             ConfigError: at once, when it is larger than the composition's token budget.
             RequestShed: the strategy gave it up, because it could not be in time, or it was
                 overdue.
@@ -201,7 +239,11 @@ class Batcher(Generic[T, R]):
             on_end: called once, when the request has ended in whatever way.
         """
         if self._refusal is not None:
-            raise self._refusal
+            raise own_error(self._refusal)
+        if asyncio.get_running_loop() is not self._loop:
+            self.check_loop("submit")
+        if type(item.num_tokens) is not int or item.num_tokens < 0:
+            item = item._replace(num_tokens=whole_tokens("num_tokens", item.num_tokens))
         if item.deadline_s <= item.enqueued_s:
             self._tally.ended[RequestState.TIMED_OUT] += 1
             late_s = item.enqueued_s - item.deadline_s
@@ -236,6 +278,7 @@ class Batcher(Generic[T, R]):
         """
         if request.outcome is not None:
             return False
+        self.check_loop("cancel")
         if request in self._outside.requests:
             self._outside.remove(request)
         elif request.state is RequestState.PENDING:
@@ -252,6 +295,7 @@ class Batcher(Generic[T, R]):
             num_waiting=len(self._line),
             num_outside=len(self._outside),
             num_running=self._workers.num_running(),
+            mean_running=self._workers.mean_running(now_s),
             max_batch_size=self._strategy.max_batch_size,
             busy_s=self._workers.busy_s(now_s),
             elapsed_s=now_s - self._started_s,
@@ -261,6 +305,7 @@ class Batcher(Generic[T, R]):
         """The stats every `interval_s` of the loop's clock, and once more when all is finished."""
         if not interval_s > 0:
             raise ValueError(f"interval_s: got {interval_s}; expected more than 0")
+        self.check_loop("watch")
         due_s = self.now_s()
         while not self._finished.is_set():
             due_s += interval_s
@@ -298,54 +343,16 @@ class Batcher(Generic[T, R]):
         """Expire, dispatch as long as the strategy says so, then sleep until the next reason."""
         self._decision = None
         try:
-            next_s = self._act()
-        except Exception as error:  # noqa: BLE001 - a faulty strategy must reach the callers, not the loop's log
+            wait_s = self._acting.act(self.now_s(), self._paused, self._stopping)
+            self._let_in()
+            next_s = min(wait_s, self._line.items.earliest_deadline_s)
+        except Exception as error:  # noqa: BLE001 - any fault must reach the callers, not the loop's log
             self._break(error)
             next_s = _INFINITY
         self._alarm.set(next_s)
         if self._stopping and not self._line and not self._workers.num_busy:
             self._alarm.clear()
             self._finished.set()
-
-    def _act(self) -> float:
-        now_s, line = self.now_s(), self._line
-        self._tally.queued(len(line))
-        if line.items.earliest_deadline_s <= now_s:
-            late = DeadlinePassed("the deadline passed in the queue")
-            self._tally.end(line.take_expired(now_s), RequestState.TIMED_OUT, late)
-        wait_s, asked = _INFINITY, False
-        while line.requests and self._workers.num_open and not self._paused:
-            asked = True
-            view = QueueView(
-                line.items, now_s, self._workers.views(), self._stopping, self._composition
-            )
-            decision = self._strategy.decide(view)
-            broken = broken_law(decision, view, self._strategy)
-            if broken is not None:
-                raise RuntimeError(f"{self._strategy!r} broke a law of batching: {broken}")
-            if isinstance(decision, WaitUntil):
-                wait_s = decision.time_s
-                break
-            if isinstance(decision, Shed):
-                self._shed(line.take(decision.indices), decision.reason)
-            else:
-                self._dispatch(decision, now_s)
-        if asked and self._sheds_overdue and line.items.earliest_bound_s <= now_s:
-            self._shed(line.take_overdue(now_s), "max_wait")
-        self._let_in()
-        return min(wait_s, line.items.earliest_deadline_s)
-
-    def _dispatch(self, decision: Dispatch, now_s: float) -> None:
-        requests = self._line.take(decision.indices)
-        for request in requests:
-            request.state = _PROCESSING
-        counted = self._tally.dispatched(requests, decision, now_s)
-        self._serving.begin(Batch(requests, decision, now_s, *counted))
-
-    def _shed(self, requests: Sequence[QueuedRequest[T, R]], reason: str) -> None:
-        self._tally.shed_reasons[reason] += len(requests)
-        error = RequestShed(f"given up in the queue: {reason}")
-        self._tally.end(requests, RequestState.REJECTED, error)
 
     def _expire_outside(self, request: QueuedRequest[T, R]) -> None:
         self._alarm.reached(request.item.deadline_s)
@@ -359,7 +366,7 @@ class Batcher(Generic[T, R]):
             self._wake()
 
     def _break(self, error: Exception) -> None:
-        """The strategy is faulty: nobody can be served any more."""
-        self._refusal = error
-        self._tally.end(self._outside.take_all(), RequestState.FAILED, error)
-        self._tally.end(self._line.take_all(), RequestState.FAILED, error)
+        """The strategy, or the machinery itself, is faulty: nobody can be served any more."""
+        self._refusal = broken = BatcherBroken.by(error)
+        self._tally.end(self._outside.take_all(), RequestState.FAILED, broken)
+        self._tally.end(self._line.take_all(), RequestState.FAILED, broken)

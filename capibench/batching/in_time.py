@@ -6,7 +6,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 
-def most_in_time(due_s: Sequence[Sequence[float]], ends_s: Sequence[float]) -> int | None:
+def most_in_time(
+    due_s: Sequence[Sequence[float]], ends_s: Sequence[tuple[int, float]]
+) -> int | None:
     """The size of the batch that answers most of the first class in time; of those that do, most
     of the second; and so on. None: in any batch everybody is late.
 
@@ -15,14 +17,14 @@ def most_in_time(due_s: Sequence[Sequence[float]], ends_s: Sequence[float]) -> i
 
     Args:
         due_s: deadlines of the waiting items by class, the first class first, ascending in each.
-        ends_s: when a batch of 1, 2, ... items would end. Neither has to be later than the other:
-            service curves are not monotone.
+        ends_s: sizes of a batch, ascending, and when it would end. A larger one need not end
+            later: service curves are not monotone.
 
     Costs O(sizes · classes · log items).
     """
     best: list[int] = []
     best_size = None
-    for size, end_s in enumerate(ends_s, start=1):
+    for size, end_s in ends_s:
         left, taken = size, []
         for line in due_s:
             number = min(left, len(line) - bisect_left(line, end_s))

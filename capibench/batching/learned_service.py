@@ -10,12 +10,32 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from statistics import median
 
 MEMORY = 15  # batches per cell: odd, so that the median is one of them; 8 new ones turn it round
 TRUSTED = 3  # batches from which on a median withstands an outlier
 STALE = 500  # batches after which a size that did not run is worth another look
+_ALL_TO = 64  # up to this size every size is weighed, beyond it eight between doublings
+
+
+@lru_cache(maxsize=4096)
+def sizes_to_weigh(least: int, most: int) -> Sequence[int]:
+    """The batch sizes from `least` to `most` that a decision compares, both among them.
+
+    All of them up to 64. Beyond, eight from doubling to doubling, always the same ones, so that
+    they become known: a decision costs what it costs at 64, and nothing is learned from 1,007 that
+    1,024 does not tell.
+    """
+    if most <= _ALL_TO:
+        return range(least, most + 1)
+    sizes = set(range(least, _ALL_TO + 1)) | {least, most}
+    step, start = _ALL_TO // 8, _ALL_TO
+    while start < most:
+        sizes |= {size for size in range(start, 2 * start, step) if least <= size <= most}
+        start, step = 2 * start, 2 * step
+    return sorted(sizes)
 
 
 class LearnedService:

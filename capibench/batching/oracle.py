@@ -15,7 +15,7 @@ and Khuller ("Optimal batch schedules for parallel machines", WADS 2013).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,10 @@ from capibench.batching.offline import (
     check_schedule,
 )
 from capibench.batching.service_table import ServiceTable
+from capibench.batching.several_workers import several_workers_schedule
 
 LOOKAHEAD_WIDTH = 4  # unfinished schedules kept per number of served requests
+SEVERAL_WIDTHS = (4, 64)  # the same per request, on several workers; more if not all are served
 NUM_LIMITS = 8  # objectives at which bounds divide the requests
 
 
@@ -72,25 +74,36 @@ def oracle(
 
     On one worker whose batches start and end together the bounds meet whenever deadlines are
     agreeable (all requests have the same objective, say) and larger batches take no less time.
-    Otherwise the upper bound is a relaxation, and `best_found` the better one of two schedules of
-    whole batches on the fastest worker.
+    Otherwise the upper bound is a relaxation. `best_found` is then a schedule of whole batches: on
+    all workers where deadlines are agreeable, else on the fastest one.
     """
     if len(release_s) != len(due_s):
         raise ValueError(f"due_s: got {len(due_s)}; expected {len(release_s)}, one per arrival")
     if not worker_speeds or not all(0 < speed < float("inf") for speed in worker_speeds):
         raise ValueError(f"worker_speeds: got {list(worker_speeds)}; expected some, above 0")
-    n = len(release_s)
+    n, several = len(release_s), len(worker_speeds) > 1
     fastest = max(worker_speeds)
     service_s = tuple(second / fastest for second in service.batch_s)
     batches: Sequence[PlannedBatch]
     if known is not None:
         batches = known.batches
-    elif agreeable(release_s, due_s):
-        batches = fifo_schedule(release_s, due_s, service_s)
+    elif several and agreeable(release_s, due_s):
+        batches = []
+        for width in SEVERAL_WIDTHS:
+            batches = several_workers_schedule(
+                release_s, due_s, service.batch_s, worker_speeds, width
+            )
+            if sum(len(batch.requests) for batch in batches) == n:
+                break
     else:
-        batches = lookahead_schedule(release_s, due_s, service_s, LOOKAHEAD_WIDTH)
-    found = check_schedule(batches, release_s, due_s, service_s)
-    if len(worker_speeds) > 1 or joins_running:
+        if agreeable(release_s, due_s):
+            of_one = fifo_schedule(release_s, due_s, service_s)
+        else:
+            of_one = lookahead_schedule(release_s, due_s, service_s, LOOKAHEAD_WIDTH)
+        worker = list(worker_speeds).index(fastest)
+        batches = [replace(batch, worker=worker) for batch in of_one]
+    found = check_schedule(batches, release_s, due_s, service.batch_s, worker_speeds)
+    if several or joins_running:
         # A worker too slow for its best batch to be in time for anybody does without that batch.
         longest_s = float((due_s - release_s).max()) + GRACE_S
         rate_per_s = sum(

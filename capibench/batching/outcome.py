@@ -21,7 +21,7 @@ class BatchOutcome(Generic[R]):
     error: Exception | None  # of any other
     metadata: Mapping[str, Any] | None  # as it was submitted
     batch_id: int | None  # None: it was not answered by a batch
-    batch_size: int | None
+    batch_size: int | None  # requests that left the queue together; CONTINUOUS runs each alone
     wait_ms: float | None  # in the queue
     service_ms: float | None
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Generic, NamedTuple, TypeVar
 
+from capibench.batching.own_error import own_error
 from capibench.batching.strategy import WaitingItem
 
 T = TypeVar("T")
@@ -34,12 +36,27 @@ class RequestState(StrEnum):
 _PENDING, _COMPLETED = RequestState.PENDING, RequestState.COMPLETED
 
 
+def whole_tokens(name: str, num_tokens: object) -> int:
+    """The size of a content as a plain int, which is what strategies reckon with.
+
+    Raises:
+        ValueError: it is no number of tokens.
+    """
+    try:
+        tokens = operator.index(num_tokens)  # type: ignore[arg-type]
+    except TypeError:
+        tokens = -1
+    if tokens < 0:
+        raise ValueError(f"{name}: got {num_tokens!r}; expected a whole number, at least 0")
+    return tokens
+
+
 class Answered(NamedTuple, Generic[R]):
     """One request's result and how it came about. Times are absolute loop seconds."""
 
     value: R
     batch_id: int
-    batch_size: int  # as it left the queue
+    batch_size: int  # that left the queue together
     reason: str  # why the batch left when it did
     enqueued_s: float
     dispatched_s: float
@@ -82,7 +99,7 @@ class QueuedRequest(Generic[T, R]):
         self.outcome = error
         for waiter in self.waiters:
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(own_error(error))
                 waiter.exception()  # seen, even if its task is cancelled in this same instant
         if self.on_end is not None:
             self.on_end(self)
@@ -95,7 +112,7 @@ class QueuedRequest(Generic[T, R]):
             others = [other for other in self.waiters if not other.done()] if self.waiters else ()
             self.waiters = (*others, waiter)
         elif isinstance(self.outcome, Exception):
-            waiter.set_exception(self.outcome)
+            waiter.set_exception(own_error(self.outcome))
         else:
             waiter.set_result(self.outcome)
         return waiter

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, Generic, TypeVar, cast
 
 from capibench.batching.batch import Batch
 from capibench.batching.isolation import Isolation
@@ -18,22 +18,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class _WrongNumber(RuntimeError):
-    """Results that cannot be told apart: whose they are nobody knows."""
-
-
 class Serving(Generic[T, R]):
     """One call of `process_batch` per batch; where the strategy joins running batches, one per
     item, all at once, so that each is answered and frees its place as soon as it is done.
 
     A batch whose run raises is run again in parts until the culprits are alone (`Isolation`), on
-    the same worker and before that takes new work. Not after `WorkerBroken` and a wrong number of
-    results: no item is to blame for these, and all that the error met fail at once.
+    the same worker and before that takes new work. Not after `WorkerBroken`, nor after results
+    whose owners nobody can know: no item is to blame for these, and all whom the error met fail at
+    once.
 
     Args:
+        isolates_failures: as above; otherwise all of a batch that fails share its error.
         now_s: the batcher's clock.
         on_room: called when items have left a worker.
-        on_faulty_strategy: called with what the strategy raised when it was told a service time.
+        on_fault: called with what the strategy raised when it was told a service time, and with
+            any error of this machinery itself.
     """
 
     def __init__(
@@ -43,19 +42,22 @@ class Serving(Generic[T, R]):
         workers: Workers,
         tally: Tally,
         *,
+        isolates_failures: bool,
         now_s: Callable[[], float],
         on_room: Callable[[], None],
-        on_faulty_strategy: Callable[[Exception], None],
+        on_fault: Callable[[Exception], None],
     ) -> None:
         self._process_batch = process_batch
         self._joins_running = strategy.joins_running
         self._learner = strategy if isinstance(strategy, LearnsService) else None
         self._workers = workers
         self._tally = tally
+        self._isolates_failures = isolates_failures
         self._now_s = now_s
         self._on_room = on_room
-        self._on_faulty_strategy = on_faulty_strategy
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
+        self._on_fault = on_fault
+        # What each task serves; the loop itself holds tasks weakly.
+        self._tasks: dict[asyncio.Task[None], Sequence[QueuedRequest[T, R]]] = {}
 
     def begin(self, batch: Batch[T, R]) -> None:
         """Put `batch` on its worker."""
@@ -63,28 +65,39 @@ class Serving(Generic[T, R]):
         self._workers.enter(batch.worker, len(requests), batch.dispatched_s)
         loop = asyncio.get_running_loop()
         for part in [[request] for request in requests] if self._joins_running else [requests]:
-            self._tasks.add(loop.create_task(self._serve(batch, part)))
+            self._tasks[loop.create_task(self._serve(batch, part))] = part
+
+    def is_serving(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether `task` is one in which `process_batch` runs."""
+        return task in self._tasks
+
+    def give_up(self, error: Exception) -> None:
+        """End all that run as failed and cancel the calls, which have begun all."""
+        for task, part in list(self._tasks.items()):
+            self._tally.end(part, RequestState.FAILED, error)
+            task.cancel()
 
     async def _serve(self, batch: Batch[T, R], part: Sequence[QueuedRequest[T, R]]) -> None:
         try:
             failure = await self._run(batch, part)
             if failure is not None:
                 await self._isolate(batch, part, failure)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must reach the callers, not the loop's log
+            self._abandon(batch, part, error)
+            self._on_fault(error)
         except BaseException:  # this task was cancelled, or the program is ending
-            cancelled = RequestFailed("the batch was cancelled")
-            batch.num_failed += self._tally.end(part, RequestState.FAILED, cancelled)
-            self._leave(batch, min(len(part), batch.num_running), self._now_s())
+            self._abandon(batch, part, RequestFailed("the batch was cancelled"))
             raise
         finally:
             task = asyncio.current_task()
             assert task is not None
-            self._tasks.discard(task)
+            del self._tasks[task]
 
     async def _isolate(
         self, batch: Batch[T, R], failed: Sequence[QueuedRequest[T, R]], failure: Exception
     ) -> None:
         """Run parts of what has failed until every item's end is known."""
-        if isinstance(failure, WorkerBroken | _WrongNumber):
+        if isinstance(failure, WorkerBroken) or not self._isolates_failures:
             self._fail(batch, failed, failure)
             return
         isolation = Isolation(failed)
@@ -100,7 +113,7 @@ class Serving(Generic[T, R]):
             again = await self._run(batch, wanted)
             if again is None:
                 isolation.succeeded()
-            elif isinstance(again, WorkerBroken | _WrongNumber):
+            elif isinstance(again, WorkerBroken):
                 self._fail(batch, [*wanted, *isolation.rest()], again)
             else:
                 self._fail(batch, isolation.failed(wanted), again)
@@ -111,12 +124,16 @@ class Serving(Generic[T, R]):
         """Returns what went wrong; None: all of `part` is answered and has left the worker."""
         size, learner = len(part), self._learner
         begin_s = 0.0 if learner is None else self._now_s()
+        self._tally.num_calls += 1
         try:
-            results = await self._process_batch([r.content for r in part], batch.worker)
-            if len(results) != size:
-                return _WrongNumber(
-                    f"process_batch returned {len(results)} results for {size} items"
-                )
+            results = _listed(
+                await self._process_batch([r.content for r in part], batch.worker), size
+            )
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return RequestFailed("process_batch raised CancelledError, though nobody cancelled it")
         except Exception as error:  # noqa: BLE001 - it belongs to the batch's callers
             return error
         done_s = self._now_s()
@@ -140,7 +157,7 @@ class Serving(Generic[T, R]):
             try:
                 learner.observe(Served(batch.worker, tokens, done_s - begin_s))
             except Exception as error:  # noqa: BLE001 - it must reach the callers, not the loop's log
-                self._on_faulty_strategy(error)
+                self._on_fault(error)
         return None
 
     def _fail(
@@ -149,6 +166,14 @@ class Serving(Generic[T, R]):
         batch.num_failed += self._tally.end(part, RequestState.FAILED, error)
         if part:
             self._leave(batch, len(part), self._now_s())
+
+    def _abandon(
+        self, batch: Batch[T, R], part: Sequence[QueuedRequest[T, R]], error: Exception
+    ) -> None:
+        """End what of `part` has no end, whatever of it has left the worker already."""
+        batch.num_failed += self._tally.end(part, RequestState.FAILED, error)
+        if batch.num_running:
+            self._leave(batch, min(len(part), batch.num_running), self._now_s())
 
     def _leave(self, batch: Batch[T, R], num_items: int, now_s: float) -> None:
         """Free the places of so many of the batch's items; the last ones end it."""
@@ -161,3 +186,24 @@ class Serving(Generic[T, R]):
                 self._workers.failed(batch.worker)
             self._tally.done(batch, now_s)
         self._on_room()
+
+
+def _listed(results: object, size: int) -> Sequence[Any]:
+    """One result per item, in their order: a sequence or an array of one dimension or more.
+
+    Raises:
+        WorkerBroken: anything else, of which nobody could say whose result is whose; a mapping
+            or a string of the right length, say.
+    """
+    if not isinstance(results, list | tuple):
+        in_order = isinstance(results, Sequence) and not isinstance(results, str | bytes)
+        is_array = getattr(results, "ndim", 0) >= 1 and not hasattr(results, "keys")
+        if isinstance(results, Mapping | Set) or not (in_order or is_array):
+            raise WorkerBroken(
+                f"process_batch returned a {type(results).__name__} for {size} items; "
+                "expected a sequence (or an array) of one result per item, in their order"
+            )
+        results = list(cast(Iterable[Any], results))
+    if len(results) != size:
+        raise WorkerBroken(f"process_batch returned {len(results)} results for {size} items")
+    return results

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from capibench.batching.batch import Batch, BatchRecord
+from capibench.batching.own_error import own_error
 from capibench.batching.request import QueuedRequest, RequestState
 from capibench.batching.strategy import Dispatch
 
@@ -44,8 +45,11 @@ class BatcherStats:
     num_outside: int  # not ended yet: wait for room in the queue
     num_running: int  # in a running batch, whether or not its caller still waits
     num_in_time: int  # of those answered: by their deadline, or they had none
-    num_batches: int
-    num_retries: int  # further runs of parts of batches that failed
+    num_batches: int  # that left the queue
+    num_calls: int  # of process_batch: one per batch, or one per item where items join running ones
+    num_retries: int  # of these calls: with parts of batches that failed
+    # Items per batch; where items join running ones, that ran at once on a worker while it was not
+    # idle (its mean over time), each in a call of its own. None: none has run for any time.
     mean_batch_size: float | None
     efficiency: float | None  # mean size over the largest possible: a load meter, not a merit
     elapsed_s: float  # since the start, on the loop's clock; what follows is per second of it
@@ -70,7 +74,7 @@ class Tally:
         self._records: deque[tuple[Any, ...]] = deque(maxlen=HISTORY)
         self._num_answered = 0
         self._num_in_time = 0
-        self.num_retries = 0
+        self.num_calls = self.num_retries = 0
         self._max_queue_size = max_queue_size
         self._pads = pads  # whether the items of a batch are computed as one
         self._peak_waiting = 0
@@ -115,12 +119,12 @@ class Tally:
     def end(
         self, requests: Iterable[QueuedRequest[T, R]], state: RequestState, error: Exception
     ) -> int:
-        """End and count those requests that have no end yet, other than by an answer; returns how
-        many that were."""
+        """End and count those requests that have no end yet, other than by an answer, each with
+        an `error` of its own; returns how many that were."""
         num_ended = 0
         for request in requests:
             if request.outcome is None:
-                request.end(state, error)
+                request.end(state, own_error(error))
                 num_ended += 1
         self.ended[state] += num_ended
         return num_ended
@@ -143,12 +147,15 @@ class Tally:
         num_waiting: int,
         num_outside: int,
         num_running: int,
+        mean_running: float | None,
         max_batch_size: int,
         busy_s: Sequence[float],
         elapsed_s: float,
     ) -> BatcherStats:
         """The counts as of now, with what the others know."""
-        mean_size = self._num_dispatched / self._num_batches if self._num_batches else None
+        mean_size = mean_running
+        if self._pads:
+            mean_size = self._num_dispatched / self._num_batches if self._num_batches else None
         answered = self._num_answered
         return BatcherStats(
             num_answered=answered,
@@ -161,6 +168,7 @@ class Tally:
             num_running=num_running,
             num_in_time=self._num_in_time,
             num_batches=self._num_batches,
+            num_calls=self.num_calls,
             num_retries=self.num_retries,
             mean_batch_size=mean_size,
             efficiency=None if mean_size is None else mean_size / max_batch_size,

@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from capibench.batching.composition import AS_THEY_CAME, Composition
 
+_FIRST_REST_S = 0.1  # of a worker after its first failure, and twice that after each further one
+_LONGEST_REST_S = 30.0
+
 
 class WaitingItem(NamedTuple):
     """One queued request, as far as a decision needs it. Times are absolute loop seconds.
@@ -53,6 +56,15 @@ class WorkerView(NamedTuple):
     num_running: int  # items dispatched to it that are not done
     busy_since_s: float | None  # since when it has not been idle; None: it is
     num_failures: int = 0  # batches in a row of which it answered nobody; one answer: 0
+    failed_s: float = float("-inf")  # when the last of these ended
+
+    @property
+    def rests_until_s(self) -> float:
+        """Before this time a worker that failed is not tried again beside sound ones."""
+        if not self.num_failures:
+            return float("-inf")
+        doublings = min(self.num_failures - 1, 30)
+        return self.failed_s + min(_FIRST_REST_S * 2.0**doublings, _LONGEST_REST_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +87,42 @@ class QueueView:
         """Whether no further item would fit into `batch`, which `batch(limit)` returned."""
         return len(batch) == limit or len(batch) < len(self.items)
 
+    def probe_or_rest(self, room: int = 1) -> Dispatch | WaitUntil | None:
+        """What to do about workers that fail, before anything else. None: go on.
+
+        One that answers its batches with errors is idle again at once, and would draw all that
+        comes (a black hole). So while a sound worker is there, if only a busy one, a failing one
+        rests: 0.1 s after its first failure, twice as long after each further one, at most 30 s.
+        Then, as soon as no sound worker is idle, the head of the line goes to it alone, and one
+        answer makes it sound again. Where no worker is sound none rests.
+
+        Args:
+            room: items that may run on a worker at once.
+        """
+        workers = self.workers
+        if len(workers) == 1:
+            return None
+        sound = [worker for worker in workers if not worker.num_failures]
+        if not sound or len(sound) == len(workers) or not all(one.num_running for one in sound):
+            return None
+        idle = [i for i, one in enumerate(workers) if one.num_failures and not one.num_running]
+        worker = min(idle, key=lambda i: workers[i].rests_until_s, default=None)
+        if worker is not None and workers[worker].rests_until_s <= self.now_s:
+            return Dispatch(self.batch(1), worker, "probe")
+        if any(one.num_running < room for one in sound):
+            return None
+        if worker is None:  # there is room only beside a probe, whose end is told
+            return WaitUntil(self.now_s + _LONGEST_REST_S)
+        return WaitUntil(workers[worker].rests_until_s)
+
     def idle_worker(self) -> int:
-        """Index of the idle worker that has failed least, the first of such. One that answers its
-        batches with errors is idle again at once, and would draw all that comes."""
+        """The idle worker to use where `probe_or_rest` says to go on: the first sound one. Where
+        none is sound, the one that has failed least, of such the one whose failure is oldest."""
         workers = self.workers
         if len(workers) == 1:
             return 0
         idle = [i for i, worker in enumerate(workers) if worker.num_running == 0]
-        return min(idle, key=lambda i: workers[i].num_failures)
+        return min(idle, key=lambda i: (workers[i].num_failures, workers[i].failed_s))
 
 
 @dataclass(frozen=True, slots=True)

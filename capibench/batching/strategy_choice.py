@@ -15,6 +15,8 @@ from capibench.errors import ConfigError
 
 # What strategies call the time for which the oldest request may be held back to form a batch.
 _WAITS = ("full_wait_ms", "max_wait_ms", "window_ms")
+_ARGUMENTS = dict.fromkeys(_WAITS, "max_wait_time_ms")
+_COMPOSITION = "custom_config.composition"
 
 
 class BatchStrategy(StrEnum):
@@ -56,11 +58,8 @@ def build_batching(
 
     Raises:
         ConfigError: an unknown key, a wrong value.
+        ValueError: `min_batch_size` is above the largest batch.
     """
-    if min_batch_size > max_batch_size:
-        raise ValueError(
-            f"min_batch_size: got {min_batch_size}; expected 1 to max_batch_size ({max_batch_size})"
-        )
     path = conf_dir() / "batching" / f"{strategy.choice}.yaml"
     node = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path), resolve=True))
     values, composition = node["strategy"], node["composition"]
@@ -76,15 +75,30 @@ def build_batching(
         values["min_batch_size"] = min_batch_size
     node["max_queue_size"] = max_queue_size
     changes = dict(custom_config)
-    _replace(composition, changes.pop("composition", {}), "custom_config.composition")
+    _replace(composition, changes.pop("composition", {}), _COMPOSITION)
     _replace(values, changes, "custom_config")
-    batching = cast(Batching, build(node, "batching"))
+    try:
+        batching = cast(Batching, build(node, "batching"))
+    except ConfigError as error:
+        raise as_argument(error, custom_config) from None
     if min_batch_size > 1 and not holds_back:
         batching.strategy = AtLeast(batching.strategy, min_batch_size, max_wait_ms)
-    return batching, node
+    return batching, {**node, "min_batch_size": min_batch_size, "max_wait_time_ms": max_wait_ms}
 
 
-def _replace(values: dict[str, Any], changes: Mapping[str, Any], key: str) -> None:
+def as_argument(error: ConfigError, custom_config: Mapping[str, Any]) -> ConfigError:
+    """The same error with the key by which users of `DynamicBatcher` give the value."""
+    key, problem = str(error).split(": ", maxsplit=1)
+    key = key.replace("batching.composition", _COMPOSITION)
+    name = key.removeprefix("batching.strategy.")
+    if name != key:
+        key = f"custom_config.{name}" if name in custom_config else _ARGUMENTS.get(name, name)
+    return ConfigError(key, problem)
+
+
+def _replace(values: dict[str, Any], changes: Any, key: str) -> None:
+    if not isinstance(changes, Mapping):
+        raise ConfigError(key, f"got {changes!r}; expected a mapping of settings")
     known = [name for name in values if name != "_target_"]
     for name, value in changes.items():
         if name not in known:

@@ -1,10 +1,11 @@
 """The queue of one batcher, kept so that no decision has to look at every waiting item.
 
 Pure bookkeeping, no clock and no event loop. Costs with n waiting items, k of them leaving: adding
-is O(1) for items of like patience (else the O(log n) of a heap), taking is a sort of k plus moving
-pointers, the front of the line is O(k log n), the earliest deadline and bound are amortised
-O(log n). What is ordered by anything but arrival may name tickets that have left: they are dropped
-when they come to the front, or when they are more than those that wait.
+is O(1) for items of like patience (else the O(log n) of a heap); taking k out of the middle, the
+expired ones too, is O(k log n + n) for all together, where the n are pointers that move up, and
+O(k) at the front; the front of the line is O(k log n), the earliest deadline and bound are
+amortised O(log n). What is ordered by anything but arrival may name tickets that have
+left: they are dropped when they come to the front, or when they are more than those that wait.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import heapq
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import TypeVar
 
 from capibench.batching.strategy import WaitingItem
 
 _INFINITY = float("inf")
 _NEVER = (_INFINITY, -1)
-_FEW = 64  # times that are not worth looking through
+_FEW = 64  # times that are not worth looking through, positions that are deleted one by one
+
+Entry = TypeVar("Entry", int, WaitingItem)
 
 
 class WaitingQueue:
@@ -125,7 +130,8 @@ class WaitingQueue:
         due = []
         while (first := times.earliest())[0] <= now_s:
             due.append(first[1])
-            self.remove(first[1])
+            self._waiting.remove(first[1])
+        self._take(sorted(bisect_left(self._tickets, ticket) for ticket in due), due)
         return due
 
     def _take(self, ascending: Sequence[int], tickets: Sequence[int]) -> None:
@@ -197,9 +203,14 @@ class _Times:
             heapq.heapify(self._heap)
 
 
-def _delete_positions(items: list[int] | list[WaitingItem], ascending: Sequence[int]) -> None:
+def _delete_positions(items: list[Entry], ascending: Sequence[int]) -> None:
     if ascending[-1] == len(ascending) - 1:  # exactly the front: one move
         del items[: len(ascending)]
-        return
-    for position in reversed(ascending):
-        del items[position]
+    elif len(ascending) <= _FEW:
+        for position in reversed(ascending):
+            del items[position]
+    else:  # all that stay move once, and not once for each that leaves
+        kept: list[Entry] = []
+        for gone, next_gone in pairwise((*ascending, len(items))):
+            kept += items[gone + 1 : next_gone]
+        items[ascending[0] :] = kept

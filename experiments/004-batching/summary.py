@@ -42,6 +42,12 @@ def of_oracle(rows: Sequence[dict[str, Any]]) -> Interval:
     return interval([row["good"] / row["oracle_upper_bound"] for row in rows])
 
 
+def of_best_found(rows: Sequence[dict[str, Any]]) -> Interval:
+    """Goodput over that of the best schedule known, or 1 where no better one is: where the oracle
+    is not exact, the true share lies between `of_oracle` and this."""
+    return interval([min(1.0, row["good"] / row["oracle_best_found"]) for row in rows])
+
+
 def against(rows: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> Interval:
     """Share of good requests less that of `base`, repeat by repeat (the same requests)."""
     theirs = {row["repeat"]: row["good"] for row in base}

@@ -373,7 +373,11 @@ def test_stats_count_busy_time_of_a_running_batch_too() -> None:
 def test_a_cancelled_batch_fails_its_callers() -> None:
     async def main() -> None:
         async def cancelled(contents: Sequence[str], worker: int) -> list[str]:
-            raise asyncio.CancelledError
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(1)
+            return []
 
         made: Batcher[str, str] = Batcher(cancelled, Greedy(2), 1, 10)
         assert made.stats().mean_batch_size is None

@@ -46,7 +46,7 @@ class Engine:
         self._unserved: dict[int, set[int]] = {}  # worker → numbers it was given
         self.first_seen: dict[int, None] = {}  # numbers in the order of their first run
         self.served: Counter[int] = Counter()
-        self.excused: set[int] = set()  # were there at a crash, or beside more than three culprits
+        self.excused: set[int] = set()  # were there at a crash
         self.crashes: list[type[Exception]] = []  # of the next calls
 
     async def __call__(self, requests: Sequence[tuple[int, str]], worker: int) -> list[int]:
@@ -67,8 +67,6 @@ class Engine:
             self.excused |= self._unserved[worker]
             raise crash("the engine crashed")
         if "poison" in kinds:
-            if kinds.count("poison") > 3:
-                self.excused.update(numbers)
             raise ValueError("cannot digest this")
         self._unserved[worker].difference_update(numbers)
         self.served.update(numbers)

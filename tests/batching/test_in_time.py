@@ -28,12 +28,13 @@ def best_of_all(due_s: Sequence[Sequence[float]], ends_s: Sequence[float]) -> li
 @given(due_s=classes, ends_s=st.lists(st.integers(0, 9), min_size=1, max_size=6))
 @settings(deadline=None)
 def test_no_other_batch_answers_more(due_s: list[list[int]], ends_s: list[int]) -> None:
-    size = most_in_time(due_s, ends_s)
+    size = most_in_time(due_s, list(enumerate(ends_s, start=1)))
     best = best_of_all(due_s, ends_s)
     assert (0 if size is None else size) == sum(best)
 
 
 def test_the_largest_that_can_be_filled_although_a_smaller_one_takes_longer() -> None:
-    assert most_in_time([[5, 5, 5, 9]], [6, 9, 5]) == 3
-    assert most_in_time([[5, 5, 5, 9]], [6, 9, 6]) == 1
-    assert most_in_time([[5, 5]], [6, 6]) is None
+    assert most_in_time([[5, 5, 5, 9]], [(1, 6), (2, 9), (3, 5)]) == 3
+    assert most_in_time([[5, 5, 5, 9]], [(1, 6), (2, 9), (3, 6)]) == 1
+    assert most_in_time([[5, 5, 5, 9]], [(1, 4), (3, 6)]) == 1
+    assert most_in_time([[5, 5]], [(1, 6), (2, 6)]) is None

@@ -123,6 +123,35 @@ def test_several_workers_lie_between_the_bounds(
     assert found.best_found <= best <= found.upper_bound
 
 
+@given(
+    st.lists(TIMES, min_size=1, max_size=4),
+    SPANS,
+    TABLES,
+    st.sampled_from([(1.0, 1.0), (0.5, 1.0), (2.0, 1.0)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_second_worker_helps_and_no_more_than_it_can(
+    release: list[float], objective: float, seconds: list[float], speeds: tuple[float, ...]
+) -> None:
+    due = [came + objective for came in release]
+    arrivals, deadlines, service = np.asarray(release), np.asarray(due), table(*sorted(seconds))
+    found = oracle(arrivals, deadlines, service, speeds)
+    alone = oracle(arrivals, deadlines, service, (max(speeds),))
+    best = brute_force_two_workers(release, due, sorted(seconds), speeds)
+    assert alone.best_found <= found.best_found <= best
+    assert (
+        check_schedule(found.batches, arrivals, deadlines, service.batch_s, speeds)
+        == found.best_found
+    )
+
+
+def test_the_known_schedule_of_three_workers_is_near_the_bound() -> None:
+    arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / 2500, 120))
+    found = oracle(arrivals, arrivals + 0.1, TEN_PLUS_TWO, (1.0, 1.0, 0.25))
+    assert {batch.worker for batch in found.batches} == {0, 1, 2}
+    assert found.best_found >= 0.8 * found.upper_bound
+
+
 def test_knowing_what_comes_pays_when_it_pays_to_wait() -> None:
     """Greedy would start at once and make the second late."""
     found = ask([0.0, 0.001], [0.020, 0.021], TEN_PLUS_TWO)

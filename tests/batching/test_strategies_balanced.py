@@ -88,18 +88,6 @@ def test_unknown_workers_are_tried_and_hardly_known_ones_now_and_then() -> None:
     assert (1, "explore") in chosen
 
 
-def test_a_worker_whose_batches_fail_is_not_fed_more_of_them() -> None:
-    made = LoadBalanced(4, explore_every=10)
-    given = {0: 0, 1: 0}
-    for step in range(100):
-        sent = made.decide(view([item(float(step))], float(step), workers(None, None)))
-        assert isinstance(sent, Dispatch)
-        given[sent.worker] += 1
-        if sent.worker == 0:  # worker 1 never brings a batch back
-            made.observe(Served(0, [0], 0.010))
-    assert 5 <= given[1] <= 11
-
-
 def test_with_nobody_known_somebody_serves() -> None:
     made = LoadBalanced(4, explore_every=10)
     chosen = []
@@ -110,49 +98,43 @@ def test_with_nobody_known_somebody_serves() -> None:
     assert chosen == [0, 1, 0, 1, 0, 1]
 
 
-def failing(num_failures: int, since_s: float | None = None) -> WorkerView:
-    return WorkerView(0 if since_s is None else 1, since_s, num_failures)
-
-
-def test_a_known_worker_that_fails_is_marked_down_for_longer_and_longer() -> None:
-    made = balanced(0.010, 0.010)
-    given = []
-    for step in range(60):
-        num_failures = given.count(0)
-        sent = made.decide(view([item(0.1 * step)], 0.1 * step, [failing(num_failures), IDLE]))
-        assert isinstance(sent, Dispatch)
-        given.append(sent.worker)
-        if sent.worker == 1:
+def test_a_worker_that_failed_and_has_rested_is_tried_now_and_then_beside_idle_sound_ones() -> None:
+    made = LoadBalanced(4, explore_every=5)
+    teach(made, dict.fromkeys((1, 2, 4), 0.010), worker=0)
+    teach(made, dict.fromkeys((1, 2, 4), 0.010), worker=1)
+    for rested, expected in ((False, []), (True, [4, 9, 14, 19])):
+        failed = WorkerView(0, None, 3, -9.0 if rested else 2.0)  # rests 0.4 s
+        given = []
+        for _ in range(20):
+            sent = made.decide(view([item(2.1)], 2.1, [failed, IDLE]))
+            assert isinstance(sent, Dispatch)
             made.observe(Served(1, [0], 0.010))
-    assert [step for step, worker in enumerate(given) if worker == 0] == [
-        0,
-        3,
-        8,
-        17,
-        34,  # 2, 4, 8 and 16 others between them
-    ]
-
-
-def test_beside_a_marked_down_worker_one_waits_for_the_sound_one_and_past_the_own_bound() -> None:
-    made = balanced(0.010, 0.050)
-    waiting = [WaitingItem(3, 0, 1.0, 0.001, INFINITY)]
-    assert isinstance(made.decide(view(waiting, 1.0, [IDLE, IDLE])), Dispatch)  # to worker 0
-    seen = view(waiting, 1.002, [failing(1), WorkerView(1, 0.999)])
-    assert isinstance(made.decide(seen), WaitUntil)
-    # It hangs. After as many seconds as batches, the other is tried again.
-    assert decided(made, view(waiting, 3.1, [failing(1), WorkerView(1, 0.999)])) == (
-        1,
-        "earliest_completion",
-    )
+            given.append((sent.worker, sent.reason))
+        assert [step for step, (worker, _) in enumerate(given) if worker == 0] == expected
+        assert all(reason == "explore" for worker, reason in given if worker == 0)
 
 
 def test_where_all_fail_they_are_tried_in_turn() -> None:
     made = balanced(0.010, 0.010)
+    failed_s = [0.0, 0.5]
     chosen = []
-    for step in range(8):
-        seen = view([item(float(step))] * 3, float(step), [failing(9), failing(9)])
+    for step in range(1, 9):
+        seen = view([item(step)] * 3, step, [WorkerView(0, None, 9, since) for since in failed_s])
         sent = made.decide(seen)
         assert isinstance(sent, Dispatch)
-        chosen.append(sent.worker)
-    assert {chosen[0], chosen[1]} == {0, 1}
-    assert chosen[2:] == chosen[:-2]
+        chosen.append((sent.worker, len(sent.indices)))
+        failed_s[sent.worker] = step + 0.1
+    assert chosen == [(0, 3), (1, 3)] * 4
+
+
+def test_whose_bound_is_up_is_not_left_behind_for_the_sake_of_a_smaller_batch() -> None:
+    made = LoadBalanced(4, explore_every=1000)
+    for worker in (0, 1):
+        teach(made, {1: 0.010, 2: 0.014, 4: 0.030}, worker)
+    patient, due = [WaitingItem(3, 0, 1.0, bound_s, INFINITY) for bound_s in (9.0, 0.0)]
+    one_busy = [WorkerView(1, 0.999), IDLE]
+    made.decide(view([item(0.999)] * 2, 0.999, [IDLE, IDLE]))
+    assert decided(made, view([patient] * 4, 1.0, one_busy)) == (2, "earliest_completion")
+    made.decide(view([item(0.999)] * 2, 0.999, [IDLE, IDLE]))
+    assert decided(made, view([due] * 4, 1.0, one_busy)) == (4, "earliest_completion")
+    assert decided(made, view([due] * 4, 1.0, [IDLE, IDLE])) == (2, "earliest_completion")

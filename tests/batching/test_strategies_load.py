@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 from choice_files import choices, load_choice
 
 from capibench.batching.batcher import Batcher
+from capibench.batching.service_table import ServiceTable
+from capibench.batching.simulate import Offered, simulate
 from capibench.batching.stats import BatcherStats
 from capibench.batching.strategy import Strategy
 from capibench.clock import run_virtual
@@ -176,6 +179,47 @@ def test_a_bound_on_starvation_bounds_the_last_class() -> None:
         return max(wait_s for wait_s in waits if wait_s is not None)
 
     assert last_s(500.0) < 0.6 * last_s(1e6)
+
+
+def test_in_overload_priority_keeps_both_its_promises() -> None:
+    """Load 1.2 for 8 s, of which CRITICAL is 30 %, nobody with a deadline: the shape of things by
+    the public default, with a bound of 0.5 instead of 2 s. At least 391/s are served, in the
+    batches of 18 that critical ones are entitled to, and a quarter of it goes to the starved."""
+    arrivals = poisson(518, 4000, seed=4)
+    source = random.Random(5)
+    classes = [source.choice([1, 1, 1, 3, 3, 3, 3, 4, 4, 5]) for _ in arrivals]
+    outcome = serve(shipped("priority", starvation_bound_ms=500.0), arrivals, classes)
+    wait_s = [row.wait_s for row in outcome.rows if row.wait_s is not None]
+    assert len(wait_s) == len(arrivals)
+    critical_s = [row.wait_s for row in outcome.rows if row.priority == 1 and row.wait_s]
+    assert max(critical_s) < 0.15  # two batches
+    bound_s, guaranteed_per_s = 0.5, 0.25 * 391
+    for number, row in enumerate(outcome.rows):
+        starved_s = row.arrived_s + bound_s
+        before = sum(
+            other.arrived_s + waited_s > starved_s
+            for other, waited_s in zip(outcome.rows[:number], wait_s[:number], strict=True)
+        )
+        assert wait_s[number] <= bound_s + (before + 1) / guaranteed_per_s + 0.15
+    assert max(wait_s) > 2.0  # it is an overload: nobody's bound is a bound on waiting
+
+
+def test_with_deadlines_priority_gives_up_the_last_class_first() -> None:
+    """Five classes at load 1.2: who waits longest must not be who is served."""
+    generator = np.random.default_rng(5)
+    share = [0.1, 0.2, 0.5, 0.15, 0.05]
+    priority = generator.choice([1, 2, 3, 4, 5], 4000, p=share).astype(np.int64)
+    table = ServiceTable.affine(0.010, 0.002, 32, 1)
+    arrival_s = np.cumsum(generator.exponential(1 / (1.2 * table.capacity_per_s), 4000))
+    patience_s = np.array([0.0, 1.5, 2.5, 5.0, 12.0, 50.0])[priority] * 0.074
+    offered = Offered(arrival_s, patience_s, priority)
+    strict, greedy = (simulate(offered, shipped(name), table) for name in ("priority", "greedy"))
+    # Who is still due after the last arrival is served by a worker that has caught up.
+    loaded = offered.due_s < arrival_s[-1]
+    good = [float(strict.good[loaded & (priority == one)].mean()) for one in range(1, 6)]
+    assert good[0] > 0.95
+    assert good == sorted(good, reverse=True)
+    assert strict.good.mean() >= greedy.good.mean() - 0.02
 
 
 def test_adaptive_recovers_from_a_tenfold_burst() -> None:

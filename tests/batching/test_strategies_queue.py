@@ -64,6 +64,18 @@ def test_the_queue_agrees_with_a_naive_one(steps: list[tuple[Any, ...]]) -> None
     assert queue.take_all() == [ticket for ticket, _ in naive]
 
 
+@given(st.lists(st.integers(0, 3), min_size=200, max_size=300))
+@settings(max_examples=10)
+def test_many_that_expire_at_once_leave_the_others_in_order(deadlines: list[int]) -> None:
+    queue = WaitingQueue(item(0.0, deadline_s=float(due)) for due in deadlines)
+    for now_s in (0.0, 1.0, 2.0):
+        before = list(queue)
+        expired = queue.take_expired(now_s)
+        assert sorted(expired) == [i for i, due in enumerate(deadlines) if due == now_s]
+        assert list(queue) == [one for one in before if one.deadline_s > now_s]
+    assert queue.take_all() == [i for i, due in enumerate(deadlines) if due == 3]
+
+
 def test_bounds_of_items_long_gone_are_forgotten() -> None:
     """One patient item stays in front of thousands of short-lived ones with later deadlines."""
     queue = WaitingQueue([item(0.0, deadline_s=1.0)])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from queue_views import AFFINE, INFINITY, decided, item, shipped, teach, view
 
+from capibench.batching.learned_service import sizes_to_weigh
 from capibench.batching.strategies.adaptive import Adaptive
 from capibench.batching.strategy import (
     Dispatch,
@@ -112,6 +113,27 @@ def test_adaptive_spends_little_on_trials(share: float) -> None:
     assert (size, reason) == (32, "full")
 
 
+def test_adaptive_goes_on_with_trials_after_one_that_crashed() -> None:
+    adaptive = shipped("adaptive", explore_share=0.05)
+    teach(adaptive, {1: AFFINE[1], 32: AFFINE[32]})
+    tried = []
+    for step in range(200):
+        size, reason = decided(adaptive, view([item(step * 0.1)] * 64, 5.0 + step * 0.1))  # type: ignore[misc]
+        if reason == "explore":
+            tried.append(size)
+            if len(tried) == 3:
+                continue  # nothing came of it, so nothing is observed
+        adaptive.observe(Served(0, [0] * size, AFFINE[size]))
+    assert len(set(tried[3:]) - {tried[2]}) > 10
+
+
+def test_adaptive_weighs_a_bounded_number_of_sizes() -> None:
+    assert sizes_to_weigh(3, 64) == range(3, 65)
+    assert sizes_to_weigh(60, 130) == [*range(60, 65), *range(72, 129, 8), 130]
+    assert len(sizes_to_weigh(1, 4096)) == 64 + 8 * 6
+    assert set(sizes_to_weigh(1, 1000)) - {1000} < set(sizes_to_weigh(1, 4096))
+
+
 def test_adaptive_finds_a_step_in_the_table() -> None:
     seconds = {size: AFFINE[size] + (0.1 if size > 19 else 0.0) for size in range(1, 33)}
     adaptive = shipped("adaptive")
@@ -208,6 +230,10 @@ def test_a_slow_start_does_not_make_it_shed_for_ever(name: str) -> None:
         (
             lambda: shipped("priority", starvation_bound_ms=0.0),
             "starvation_bound_ms: got 0.0; expected above 0",
+        ),
+        (
+            lambda: shipped("priority", starved_share=0.0),
+            "starved_share: got 0.0; expected above 0, at most 1",
         ),
         (lambda: shipped("load_balanced", max_batch_size=0), "max_batch_size: got 0; expected at"),
         (lambda: shipped("load_balanced", explore_every=0), "explore_every: got 0; expected at"),

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
 from capibench.batching.forecast import ArrivalForecast
-from capibench.batching.learned_service import LearnedService
+from capibench.batching.learned_service import LearnedService, sizes_to_weigh
 from capibench.batching.shedding import Shedding
 from capibench.batching.strategy import Dispatch, QueueView, Served, Shed, WaitUntil
 
@@ -50,6 +50,8 @@ class Adaptive:
 
     With `shed_unreachable`, whoever would miss his own deadline in the batch that is best for all
     is given up for the sake of those who would not.
+
+    One table for all workers: it wants equal ones, and `load_balanced` is for the others.
     """
 
     max_batch_size: int
@@ -65,7 +67,7 @@ class Adaptive:
     _arrivals: ArrivalForecast = field(init=False, repr=False)
     _served_s: float = field(init=False, repr=False, default=0.0)
     _trials_cost_s: float = field(init=False, repr=False, default=0.0)
-    _on_trial: dict[int, float] = field(init=False, repr=False, default_factory=dict)
+    _on_trial: dict[int, _Trial] = field(init=False, repr=False, default_factory=dict)
     _just_tried: bool = field(init=False, repr=False, default=False)
 
     joins_running: ClassVar[bool] = False
@@ -96,8 +98,11 @@ class Adaptive:
         self._service.observe(size, max(served.num_tokens, default=0), served.service_s)
         self._shedding.observed()
         self._served_s += served.service_s
-        if size in self._on_trial:  # charge what it took instead of what it was expected to take
-            self._trials_cost_s += served.service_s - self._on_trial.pop(size)
+        trial = self._on_trial.get(served.worker)
+        if trial is not None and trial.size == size:
+            # Charge what it took instead of what it was expected to take.
+            self._trials_cost_s += served.service_s - trial.expected_s
+            del self._on_trial[served.worker]
 
     def decide(self, view: QueueView) -> Dispatch | WaitUntil | Shed:
         waiting = len(view.items)
@@ -112,6 +117,9 @@ class Adaptive:
             shed = self._shedding.unreachable(view, self._service.shortest_s())
             if shed is not None:
                 return shed
+        aside = view.probe_or_rest()
+        if aside is not None:
+            return aside
         batch = view.batch(self.max_batch_size)
         forced = self._forced(view, batch)
         if not self._service:
@@ -130,14 +138,20 @@ class Adaptive:
             shed = self._shedding.late(view, chosen, outlook.seconds(size))
             if shed is not None:
                 return shed
-        trial = self._trial(outlook, size)
+        trial = self._trial(view, outlook, size)
         if trial is not None:
             return Dispatch(view.batch(trial), view.idle_worker(), "explore")
         reason = "split" if size < len(batch) else forced or "best_now"
         return Dispatch(chosen, view.idle_worker(), reason)
 
-    def _trial(self, outlook: _Outlook, best: int) -> int | None:
+    def _trial(self, view: QueueView, outlook: _Outlook, best: int) -> int | None:
         """A size to try now for the sake of knowing it, or None."""
+        # Of a trial that ended well `observe` has told; on an idle worker it has failed.
+        self._on_trial = {
+            worker: trial
+            for worker, trial in self._on_trial.items()
+            if view.workers[worker].num_running
+        }
         just_tried, self._just_tried = self._just_tried, False
         if self.explore_share == 0 or just_tried or not self._service.is_trusted(best):
             return None
@@ -146,7 +160,7 @@ class Adaptive:
         if trial is None:
             left_s = self.explore_share * self._served_s - self._trials_cost_s
             trial = self._service.hardly_known(sizes) if left_s > 0 else None
-            if trial is None or trial in self._on_trial:
+            if trial is None or any(other.size == trial for other in self._on_trial.values()):
                 return None
             cost_s = max(0.0, outlook.seconds(trial) - trial * outlook.seconds(best) / best)
             if cost_s > left_s:
@@ -155,12 +169,12 @@ class Adaptive:
             return None
         if cost_s > 0:
             self._trials_cost_s += cost_s
-            self._on_trial[trial] = outlook.seconds(trial)
+            self._on_trial[view.idle_worker()] = _Trial(trial, outlook.seconds(trial))
         self._just_tried = True
         return trial
 
-    def _sizes(self, outlook: _Outlook) -> range:
-        return range(min(self.min_batch_size, outlook.size), outlook.size + 1)
+    def _sizes(self, outlook: _Outlook) -> Sequence[int]:
+        return sizes_to_weigh(min(self.min_batch_size, outlook.size), outlook.size)
 
     def _forced(self, view: QueueView, batch: Sequence[int]) -> str | None:
         """Why waiting is out of the question, or None."""
@@ -211,11 +225,12 @@ class Adaptive:
         gap_s = 1.0 / rate if (rate := self._arrivals.rate_per_s) > 0 else _INFINITY
         now_ends_s = outlook.seconds(size)
         num_in_time = outlook.num_in_time(size, now_ends_s)
-        for more in range(1, self.max_batch_size - size + 1):
+        for larger in sizes_to_weigh(size, self.max_batch_size)[1:]:
+            more = larger - size
             comes_s = more * gap_s
             if view.now_s + comes_s > latest_s:
                 break
-            ends_s = comes_s + outlook.seconds(size + more)
+            ends_s = comes_s + outlook.seconds(larger)
             if outlook.num_in_time(size, ends_s) < num_in_time:
                 break
             they_end_s = max(now_ends_s, comes_s) + outlook.seconds(more)
@@ -231,8 +246,15 @@ class Adaptive:
         rate = outlook.rate_per_s(outlook.size)
         if rate >= self.target_per_s:
             return False
-        larger = range(outlook.size + 1, self.max_batch_size + 1)
+        larger = sizes_to_weigh(outlook.size, self.max_batch_size)[1:]
         return any(outlook.rate_per_s(size) * _TIE > rate for size in larger)
+
+
+class _Trial(NamedTuple):
+    """A batch that runs for the sake of knowing its size."""
+
+    size: int
+    expected_s: float
 
 
 class _Plan(NamedTuple):

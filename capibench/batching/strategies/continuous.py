@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from capibench.batching.strategy import Dispatch, QueueView
+from capibench.batching.strategy import Dispatch, QueueView, WaitUntil
 
 
 @dataclass
 class Continuous:
-    """Waiting items join the worker with the most free slots, also while it runs others.
+    """Waiting items join the sound worker with the most free slots, also while it runs others.
 
     The engine merges them at its next iteration and lets each item go when it is done, so a short
     answer neither waits for a long one of its batch nor keeps a slot that it no longer needs
@@ -26,8 +26,15 @@ class Continuous:
         if self.max_batch_size < 1:
             raise ValueError(f"max_batch_size: got {self.max_batch_size}; expected at least 1")
 
-    def decide(self, view: QueueView) -> Dispatch:
-        worker = min(range(len(view.workers)), key=lambda i: view.workers[i].num_running)
+    def decide(self, view: QueueView) -> Dispatch | WaitUntil:
+        aside = view.probe_or_rest(self.max_batch_size)
+        if aside is not None:
+            return aside
+        workers = view.workers
+        worker = min(
+            (i for i, one in enumerate(workers) if one.num_running < self.max_batch_size),
+            key=lambda i: (workers[i].num_failures, workers[i].num_running),
+        )
         running = view.workers[worker].num_running
         batch = view.batch(self.max_batch_size - running)
         return Dispatch(batch, worker, "join" if running else "idle_worker")

@@ -58,7 +58,8 @@ class FixedSize:
             reason = "max_wait"
         else:
             return WaitUntil(min(timeout_s, bound_s))
-        return Dispatch(view.batch(self.max_batch_size), view.idle_worker(), reason)
+        batch = view.batch(self.max_batch_size)
+        return view.probe_or_rest() or Dispatch(batch, view.idle_worker(), reason)
 
     def _is_full(self, view: QueueView) -> bool:
         if view.composition.max_batch_tokens is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from capibench.batching.strategy import Dispatch, QueueView
+from capibench.batching.strategy import Dispatch, QueueView, WaitUntil
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Greedy:
         if self.max_batch_size < 1:
             raise ValueError(f"max_batch_size: got {self.max_batch_size}; expected at least 1")
 
-    def decide(self, view: QueueView) -> Dispatch:
+    def decide(self, view: QueueView) -> Dispatch | WaitUntil:
         batch = view.batch(self.max_batch_size)
         reason = "full" if view.is_full(batch, self.max_batch_size) else "idle_worker"
-        return Dispatch(batch, view.idle_worker(), reason)
+        return view.probe_or_rest() or Dispatch(batch, view.idle_worker(), reason)

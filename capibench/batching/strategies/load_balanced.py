@@ -22,15 +22,13 @@ class LoadBalanced:
     (Ibarra and Kim, J. ACM 24(2), 1977): the next batch goes to the worker that would finish it
     first. So a lone item may wait for a fast worker that is nearly done rather than take a slow
     idle one, and a long queue uses them all. How long a worker takes is learned per worker, as a
-    table. One that nothing is known of is tried as soon as it is idle, but again only after
-    `explore_every` batches. And every `explore_every` batches one item goes to an idle worker that
-    has run too seldom or too long ago to be known.
+    table. One that nothing is known of is tried as soon as it is idle. And every `explore_every`
+    batches one item goes to an idle worker that has run too seldom or too long ago to be known, or
+    that failed and has rested (`QueueView.probe_or_rest`); otherwise those that failed get nothing
+    while a sound worker is there.
 
-    A worker that fails is idle again at once and must not draw more and more (a black hole). After
-    each batch of which it answered nobody it is marked down while 2, 4, 8, ..., at most
-    `explore_every` batches go to others, or for as many seconds; one answer clears it. What comes
-    meanwhile rather waits for a sound worker that is busy. If none is sound, the one that has
-    failed least is tried.
+    Where somebody has waited his own bound, a plan neither waits nor leaves more behind than the
+    other idle workers can take at once.
     """
 
     max_batch_size: int
@@ -39,7 +37,6 @@ class LoadBalanced:
     _done_s: dict[int, float] = field(init=False, repr=False, default_factory=dict)
     _num_batches: int = field(init=False, repr=False, default=0)
     _last_used: dict[int, int] = field(init=False, repr=False, default_factory=dict)
-    _sent_s: dict[int, float] = field(init=False, repr=False, default_factory=dict)
 
     joins_running: ClassVar[bool] = False
 
@@ -59,59 +56,42 @@ class LoadBalanced:
         if len(view.workers) == 1:
             reason = "full" if view.is_full(batch, self.max_batch_size) else "idle_worker"
             return self._send(view, 0, len(batch), batch, reason)
-        idle = [i for i, worker in enumerate(view.workers) if worker.num_running == 0]
-        rested = [worker for worker in idle if view.now_s >= self._rests_until_s(view, worker)]
-        unknown = [worker for worker in rested if worker not in self._services]
-        known = [worker for worker in rested if worker in self._services]
+        aside = view.probe_or_rest()
+        if isinstance(aside, Dispatch):
+            return self._send(view, aside.worker, 1, aside.indices, aside.reason)
+        if aside is not None:
+            return aside
+        workers = view.workers
+        idle = [i for i, one in enumerate(workers) if not one.num_running and not one.num_failures]
+        if not idle:
+            return self._send(view, view.idle_worker(), len(batch), batch, "none_sound")
+        unknown = [worker for worker in idle if worker not in self._services]
         if unknown:
             worker = min(unknown, key=lambda one: (self._last_used.get(one, 0), one))
             share = -(-len(view.items) // len(idle))
             return self._send(view, worker, min(share, len(batch)), batch, "unknown_worker")
-        if not known:
-            return self._without_any(view, batch, idle)
-        if (self._num_batches + 1) % self.explore_every == 0:
-            hardly_known = self._hardly_known(known)
-            if hardly_known is not None:
-                return self._send(view, hardly_known, 1, batch, "explore")
-        return self._best(view, batch, known)
+        least = self._least(view, len(idle))
+        if least <= 1 and (self._num_batches + 1) % self.explore_every == 0:
+            wanting = self._wanting(view, idle)
+            if wanting is not None:
+                return self._send(view, wanting, 1, batch, "explore")
+        return self._best(view, batch, idle, least)
 
-    def _rests_until_s(self, view: QueueView, worker: int) -> float:
-        """When an idle worker may be given the next batch; minus infinity: it may now."""
-        last = self._last_used.get(worker)
-        num_failures = view.workers[worker].num_failures
-        if last is None or (num_failures == 0 and worker in self._services):
-            return -_INFINITY
-        pause = self.explore_every
-        if worker in self._services:
-            pause = min(2**num_failures, pause)
-        if self._num_batches - last >= pause:
-            return -_INFINITY
-        return self._sent_s[worker] + pause
-
-    def _without_any(
-        self, view: QueueView, batch: Sequence[int], idle: Sequence[int]
-    ) -> Dispatch | WaitUntil:
-        """No idle worker may be given a batch yet: wait for one or for a sound busy worker. Where
-        there is none, or a bound forbids it, try whoever failed least and rested longest."""
-        sound = [i for i, worker in enumerate(view.workers) if not worker.num_failures]
-        busy = [worker for worker in sound if view.workers[worker].num_running]
-        bound_s = view.items.earliest_bound_s if len(busy) < len(sound) else _INFINITY
-        if busy and view.now_s < bound_s:
-            times_s = [bound_s, *(self._rests_until_s(view, worker) for worker in idle)]
-            times_s += [self._expected_done_s(view, worker) for worker in busy]
-            return WaitUntil(min(time_s for time_s in times_s if time_s > view.now_s))
-        workers = view.workers
-        worker = min(idle, key=lambda i: (workers[i].num_failures, self._last_used.get(i, 0)))
-        return self._send(view, worker, len(batch), batch, "none_sound")
+    def _least(self, view: QueueView, num_idle: int) -> int:
+        """How many must leave at once, lest somebody who has waited his own bound is left behind by
+        a worker that had room for him."""
+        if view.items.earliest_bound_s > view.now_s:
+            return 1
+        return min(self.max_batch_size, len(view.items) - (num_idle - 1) * self.max_batch_size)
 
     def _best(
-        self, view: QueueView, batch: Sequence[int], known: Sequence[int]
+        self, view: QueueView, batch: Sequence[int], known: Sequence[int], least: int
     ) -> Dispatch | WaitUntil:
         longest = max(view.items[index].num_tokens for index in batch)
         free_s = [
-            self._expected_done_s(view, i)
-            if worker.num_running
-            else (view.now_s if i in known else _INFINITY)
+            _INFINITY
+            if worker.num_failures
+            else (self._expected_done_s(view, i) if worker.num_running else view.now_s)
             for i, worker in enumerate(view.workers)
         ]
         planned = _PLANNED_BATCHES * len(view.workers) * self.max_batch_size
@@ -119,7 +99,7 @@ class LoadBalanced:
         backlog = len(view.items) > len(known) * self.max_batch_size
         best_sum_s, best_worker, best_size = _INFINITY, known[0], len(batch)
         for worker in known:
-            for size in self._sizes(worker, len(batch), longest, backlog):
+            for size in self._sizes(worker, least, len(batch), longest, backlog):
                 done_s = view.now_s + self._seconds(worker, size, longest)
                 later = [done_s if i == worker else free for i, free in enumerate(free_s)]
                 sum_s = size * done_s + self._rest(waiting - size, later, longest)
@@ -133,11 +113,15 @@ class LoadBalanced:
                 return WaitUntil(min(next_s, bound_s))
         return self._send(view, best_worker, best_size, batch, "earliest_completion")
 
-    def _sizes(self, worker: int, most: int, longest: int, backlog: bool) -> list[int]:
-        """Those that are compared: `most`, its half and so on. With a backlog, which is more than
-        all idle workers could take, only the one with the best rate: small batches are done sooner,
-        but the queue behind the plan would grow for it."""
+    def _sizes(
+        self, worker: int, least: int, most: int, longest: int, backlog: bool
+    ) -> Sequence[int]:
+        """Those that are compared: `most`, its half and so on, as far as they are not under
+        `least`. With a backlog, which is more than all idle workers could take, only the one with
+        the best rate: small batches are done sooner, but the queue behind the plan would grow for
+        it."""
         sizes = [most >> halvings for halvings in range(most.bit_length())]
+        sizes = [size for size in sizes if size >= least] or [most]
         if backlog:
             return [min(sizes, key=lambda size: self._seconds(worker, size, longest) / size)]
         return sizes
@@ -168,8 +152,16 @@ class LoadBalanced:
         assert since_s is not None
         return view.now_s + max(view.now_s - done_s, 0.1 * (view.now_s - since_s))
 
-    def _hardly_known(self, workers: Sequence[int]) -> int | None:
-        """The worker most in need of a trial, if any is."""
+    def _wanting(self, view: QueueView, workers: Sequence[int]) -> int | None:
+        """The worker most in need of a trial, if any is: one that failed and has rested, or else
+        one of the sound `workers` that is hardly known."""
+        rested = [
+            (one.failed_s, i)
+            for i, one in enumerate(view.workers)
+            if one.num_failures and not one.num_running and one.rests_until_s <= view.now_s
+        ]
+        if rested:
+            return min(rested)[1]
         wanting = [
             (
                 min(self._services[worker].num_batches, TRUSTED),
@@ -188,7 +180,6 @@ class LoadBalanced:
         chosen = batch if size == len(batch) else view.batch(size)
         self._num_batches += 1
         self._last_used[worker] = self._num_batches
-        self._sent_s[worker] = view.now_s
         if worker in self._services:
             longest = max(view.items[index].num_tokens for index in chosen)
             self._done_s[worker] = view.now_s + self._seconds(worker, len(chosen), longest)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from capibench.batching.in_time import most_in_time
-from capibench.batching.learned_service import LearnedService
-from capibench.batching.shedding import GIVEN_UP, Shedding
-from capibench.batching.strategy import Dispatch, QueueView, Served, Shed
+from capibench.batching.learned_service import LearnedService, sizes_to_weigh
+from capibench.batching.shedding import GIVEN_UP, LOOKED_AT, Shedding
+from capibench.batching.strategy import Dispatch, QueueView, Served, Shed, WaitUntil
 from capibench.records import RequestPriority
 
+_INFINITY = float("inf")
 _REMEMBERED = 100  # batches since the first class was last seen: longer ago, it does not come
 
 
@@ -20,40 +21,56 @@ _REMEMBERED = 100  # batches since the first class was last seen: longer ago, it
 class Priority:
     """Strict classes: a batch fills from the first class down, as soon as a worker is idle.
 
-    Strict priority starves the last class under overload. Here starvation has an explicit bound: an
-    item that has waited `starvation_bound_ms` counts as one of the first class, and the first class
-    is served in order of arrival. (Ageing, which raises priorities little by little, blurs all
-    classes long before it helps anyone.)
+    Strict priority starves the last class under overload, and where more comes than can be served,
+    strict classes and a bound on everybody's wait cannot both be had. What is promised instead:
+
+    * Who has waited `starvation_bound_ms` and has no deadline is starved. Of the places in batches
+      the starved get `starved_share`, in order of arrival whatever their class, as long as there
+      are any (deficit round robin between them and the rest; Shreedhar and Varghese, SIGCOMM 1995).
+      With r requests/s served, a request that k older starved ones stand before leaves at most
+      (k + 1) / (`starved_share` · r) and a batch after it has starved, at any load.
+    * The other places, all of them while nobody is starved, are strictly by class. So the first
+      class does not notice the overload while it needs less than 1 - `starved_share` of the rate.
+    * Who has a deadline is not starved: it bounds the wait already. Lower classes that cannot be
+      served in time are given up, before any higher one is.
+
+    (Ageing, which raises priorities little by little, blurs all classes long before it helps.)
 
     Nothing that runs is interrupted, so who comes in the first class waits for the running batch.
     While it comes, batches are therefore the shortest ones that keep `throughput_share` of the best
     rate in the learned table of service times; a longer one is formed only of the first class
-    itself. Without it (none in the last 100 batches), or while it is not known what full batches
-    take, they may be full.
+    itself, or where the first class has deadlines that leave time for it and one more of the first
+    class behind it. Without it (none in the last 100 batches), or while it is not known what full
+    batches take, they may be full.
 
     With `shed_unreachable`, a batch takes only who is answered in time in it, and its size is the
     one that answers most of the first class in time, of those most of the second, and so on
-    (`most_in_time`). Who stands before them in the line and would be late is given up, as is at
-    once whom even the fastest batch seen so far would make late.
+    (`most_in_time`, on the first 256 in the line or two batches). Who stands before them in the
+    line and would be late is given up, as is whom even the fastest batch seen so far would make
+    late.
+
+    One table for all workers: it wants equal ones, and `load_balanced` is for the others.
     """
 
     max_batch_size: int
     throughput_share: float
     starvation_bound_ms: float
+    starved_share: float
     shed_unreachable: bool
     _service: LearnedService = field(init=False, repr=False, default_factory=LearnedService)
     _shedding: Shedding = field(init=False, repr=False, default_factory=Shedding)
     _since_first_class: int = field(init=False, repr=False, default=_REMEMBERED)  # batches
+    _patience_s: float = field(init=False, repr=False, default=_INFINITY)  # of the first class
+    _owed: float = field(init=False, repr=False, default=0.0)  # places, to the starved
 
     joins_running: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1:
             raise ValueError(f"max_batch_size: got {self.max_batch_size}; expected at least 1")
-        if not 0 < self.throughput_share <= 1:
-            raise ValueError(
-                f"throughput_share: got {self.throughput_share}; expected above 0, at most 1"
-            )
+        for name in ("throughput_share", "starved_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected above 0, at most 1")
         if not self.starvation_bound_ms > 0:
             raise ValueError(
                 f"starvation_bound_ms: got {self.starvation_bound_ms}; expected above 0"
@@ -65,38 +82,68 @@ class Priority:
         )
         self._shedding.observed()
 
-    def decide(self, view: QueueView) -> Dispatch | Shed:
+    def decide(self, view: QueueView) -> Dispatch | WaitUntil | Shed:
         if self.shed_unreachable:
             shed = self._shedding.unreachable(view, self._service.shortest_s())
             if shed is not None:
                 return shed
-        num_starved = self._num_starved(view)
+        aside = view.probe_or_rest()
+        if aside is not None:
+            return aside
+        starved = self._starved(view)
         limit, reason = self.max_batch_size, "idle_worker"
-        batch = self._batch(view, num_starved, limit)
-        num_first = sum(view.items[i].priority <= RequestPriority.CRITICAL for i in batch)
-        if num_first < len(batch) and self._shortens(view, num_first):
-            short = max(num_first, self._short(view, batch))
+        batch = self._batch(view, starved, limit)
+        first = [i for i in batch if view.items[i].priority <= RequestPriority.CRITICAL]
+        if first:
+            self._patience_s = self._patience(view, first)
+        if len(first) < len(batch) and self._shortens(view, len(first)):
+            short = max(len(first), self._short(view, batch, len(first)))
             if short < len(batch):
                 limit, reason = short, "short"
-                batch = self._batch(view, num_starved, limit)
+                batch = self._batch(view, starved, limit)
         if self.shed_unreachable and self._makes_late(view, batch):
-            decision = self._in_time(view, num_starved, limit, batch)
+            decision = self._in_time(view, starved, limit, batch)
             if isinstance(decision, Shed):
                 return decision
             batch, reason = decision, "in_time"
-        elif num_starved and 0 in batch:
+        elif starved and starved[0] in batch:
             reason = "starvation"
         elif limit == self.max_batch_size and view.is_full(batch, limit):
             reason = "full"
-        self._since_first_class = 0 if num_first else self._since_first_class + 1
+        self._since_first_class = 0 if first else self._since_first_class + 1
+        self._settle(starved, batch)
         return Dispatch(batch, view.idle_worker(), reason)
 
-    def _num_starved(self, view: QueueView) -> int:
-        """How many have waited too long. They are the first in order of arrival."""
+    def _starved(self, view: QueueView) -> Sequence[int]:
+        """Those who have waited too long, oldest first, no more than a batch may hold. Where some
+        have deadlines only the oldest are looked at."""
+        items = view.items
         since_s = view.now_s - self.starvation_bound_ms / 1000
-        if view.items[0].enqueued_s > since_s:
-            return 0
-        return bisect_right(view.items, since_s, key=lambda item: item.enqueued_s)
+        if items[0].enqueued_s > since_s:
+            return ()
+        old = range(bisect_right(items, since_s, key=lambda item: item.enqueued_s))
+        if items.earliest_deadline_s < _INFINITY:
+            looked_at = old[: max(LOOKED_AT, self.max_batch_size)]
+            return [i for i in looked_at if items[i].deadline_s == _INFINITY][: self.max_batch_size]
+        return old[: self.max_batch_size]
+
+    def _due_places(self, starved: Sequence[int], limit: int) -> int:
+        """How many of the next `limit` places are for the starved. The last digits of a share must
+        not cost a place."""
+        return min(len(starved), max(0, int(self._owed + self.starved_share * limit + 1e-9)))
+
+    def _settle(self, starved: Sequence[int], batch: Sequence[int]) -> None:
+        """Put down what this batch gave to the starved. What they could not use is not saved up."""
+        if not starved:
+            self._owed = 0.0
+            return
+        given = len(set(starved[: self._due_places(starved, self.max_batch_size)]) & set(batch))
+        self._owed = min(1.0, self._owed + self.starved_share * len(batch) - given)
+
+    def _patience(self, view: QueueView, first: Sequence[int]) -> float:
+        """The shortest time from arrival to deadline; infinity: somebody has none."""
+        patience_s = [view.items[i].deadline_s - view.items[i].enqueued_s for i in first]
+        return _INFINITY if max(patience_s) == _INFINITY else min(patience_s)
 
     def _shortens(self, view: QueueView, num_first: int) -> bool:
         """Whether batches are to be short: for whom, and as long as it is known what that costs.
@@ -104,77 +151,101 @@ class Priority:
         comes = num_first > 0 or self._since_first_class < _REMEMBERED
         return comes and not view.draining and self._service.is_fresh(self.max_batch_size)
 
-    def _short(self, view: QueueView, batch: Sequence[int]) -> int:
-        """The size that is over first, of those with enough of the best rate."""
+    def _short(self, view: QueueView, batch: Sequence[int], num_first: int) -> int:
+        """The size that is over first, of those with enough of the best rate; or a larger one that
+        lets who comes while it runs be answered in time by the batch behind it."""
         longest = max(view.items[index].num_tokens for index in batch)
-        seconds = [self._service.seconds(n, longest) for n in range(1, self.max_batch_size + 1)]
-        shares_s = [second / size for size, second in enumerate(seconds, start=1)]  # of one item
+        sizes = sizes_to_weigh(1, self.max_batch_size)
+        seconds = [self._service.seconds(size, longest) for size in sizes]
+        shares_s = [second / size for size, second in zip(sizes, seconds, strict=True)]
         enough_s = min(shares_s) / self.throughput_share
-        enough = (
+        short = -min(
             (second, -size)  # of equally long ones the largest
-            for size, second in enumerate(seconds, start=1)
-            if shares_s[size - 1] <= enough_s
-        )
-        return -min(enough)[1]
+            for size, second, share_s in zip(sizes, seconds, shares_s, strict=True)
+            if share_s <= enough_s
+        )[1]
+        if self._patience_s == _INFINITY:
+            return short
+        spare_s = self._patience_s - self._service.seconds(max(1, num_first), longest)
+        safe = (size for size, second in zip(sizes, seconds, strict=True) if second <= spare_s)
+        return max(short, *safe, 0)
 
-    def _batch(self, view: QueueView, num_starved: int, limit: int) -> Sequence[int]:
-        """The next at most `limit` items in the order of service."""
-        if not num_starved:
+    def _batch(self, view: QueueView, starved: Sequence[int], limit: int) -> Sequence[int]:
+        """The next at most `limit` items."""
+        num_due = self._due_places(starved, limit)
+        if not num_due:
             return view.batch(limit)
-        line, num_urgent = self._line(view, num_starved, view.composition.reach(limit))
-        return view.composition.choose(view.items, line, limit, num_urgent)
+        line = self._line(view, starved[:num_due], view.composition.reach(limit))
+        return self._composed(view, line, limit, num_due)
 
-    def _line(self, view: QueueView, num_starved: int, reach: int) -> tuple[list[int], int]:
-        """At most `reach` items in the order of service: starved ones and the first class in order
-        of arrival, then the other classes. And how many of them stand before those."""
-        line = list(range(min(num_starved, reach)))
-        num_urgent = len(line)
-        if len(line) < reach:
-            # At most `num_starved` of these are in the line already.
-            rest = [i for i in view.items.first(reach + num_starved) if i >= num_starved]
-            line += rest[: reach - len(line)]
-            num_urgent += sum(
-                view.items[i].priority <= RequestPriority.CRITICAL for i in line[num_urgent:]
-            )
-        return line, num_urgent
+    def _line(self, view: QueueView, due: Sequence[int], reach: int) -> Sequence[int]:
+        """At most `reach` items in the order of service: the starved whose turn it is, then by
+        class."""
+        if not due:
+            return view.items.first(reach)
+        served_first = set(due)
+        rest = (i for i in view.items.first(reach + len(due)) if i not in served_first)
+        return [*due, *rest][:reach]
+
+    def _composed(
+        self, view: QueueView, line: Sequence[int], limit: int, num_due: int
+    ) -> Sequence[int]:
+        """A batch out of `line`, in order of class and arrival again."""
+        items = view.items
+        chosen = view.composition.choose(items, line, limit, num_due)
+        return sorted(chosen, key=lambda i: (items[i].priority, i)) if num_due else chosen
 
     def _makes_late(self, view: QueueView, batch: Sequence[int]) -> bool:
         """Whether anybody who waits is due before this batch would end."""
         earliest_s = view.items.earliest_deadline_s
-        if earliest_s == float("inf") or not self._service:
+        if earliest_s == _INFINITY or not self._service:
             return False
         longest = max(view.items[index].num_tokens for index in batch)
         return earliest_s < view.now_s + self._service.seconds(len(batch), longest)
 
     def _in_time(
-        self, view: QueueView, num_starved: int, limit: int, batch: Sequence[int]
+        self, view: QueueView, starved: Sequence[int], limit: int, batch: Sequence[int]
     ) -> Shed | Sequence[int]:
         """The batch that is in time, or whom to give up for it. `batch` is the one that is not."""
         items = view.items
-        line, num_urgent = self._line(view, num_starved, len(items))
         longest = max(items[index].num_tokens for index in batch)
-        ends_s = [
-            view.now_s + self._service.seconds(size, longest)
-            for size in range(1, min(limit, len(line)) + 1)
-        ]
+        num_due = self._due_places(starved, limit)
+        line = self._line(view, starved[:num_due], max(LOOKED_AT, 2 * limit))
         due_s: dict[int, list[float]] = {}
         for position, index in enumerate(line):
-            of_class = 0 if position < num_urgent else items[index].priority
+            of_class = 0 if position < num_due else items[index].priority
             due_s.setdefault(of_class, []).append(items[index].deadline_s)
-        size = most_in_time([sorted(dues) for dues in due_s.values()], ends_s)
-        if size is None:
-            return self._shedding.late(view, batch, ends_s[len(batch) - 1] - view.now_s) or batch
-        reach, urgent = view.composition.reach(size), 0
+        dues = [sorted(of_class) for of_class in due_s.values()]
+        most = min(limit, len(line))
+        while True:
+            ends_s = {
+                size: view.now_s + self._service.seconds(size, longest)
+                for size in sizes_to_weigh(1, most)
+            }
+            size = most_in_time(dues, list(ends_s.items()))
+            if size is None:
+                service_s = self._service.seconds(len(batch), longest)
+                return self._shedding.late(view, batch, service_s) or batch
+            kept, late, num_due_kept = self._kept(view, line, ends_s[size], size, num_due)
+            chosen = self._composed(view, kept, size, num_due_kept)
+            if len(chosen) == size:
+                return Shed(late, GIVEN_UP) if late else chosen
+            most = len(chosen)  # no more of them fit into a batch, and who is late in it changes
+
+    def _kept(
+        self, view: QueueView, line: Sequence[int], end_s: float, size: int, num_due: int
+    ) -> tuple[list[int], list[int], int]:
+        """Of `line`, as far as a batch of `size` sees it: who is in time at `end_s`, who is not,
+        and how many of those in time are starved ones whose turn it is."""
+        reach, num_due_kept = view.composition.reach(size), 0
         kept: list[int] = []
         late: list[int] = []
         for position, index in enumerate(line):
-            if items[index].deadline_s < ends_s[size - 1]:
+            if view.items[index].deadline_s < end_s:
                 late.append(index)
                 continue
             kept.append(index)
-            urgent += position < num_urgent
+            num_due_kept += position < num_due
             if len(kept) == reach:
                 break
-        if late:
-            return Shed(late, GIVEN_UP)
-        return view.composition.choose(items, kept, size, urgent)
+        return kept, late, num_due_kept

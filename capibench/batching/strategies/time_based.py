@@ -46,4 +46,5 @@ class TimeBased:
             self._closes_s = view.now_s
         else:
             return WaitUntil(min(self._closes_s, bound_s))
-        return Dispatch(view.batch(self.max_batch_size), view.idle_worker(), reason)
+        batch = view.batch(self.max_batch_size)
+        return view.probe_or_rest() or Dispatch(batch, view.idle_worker(), reason)
