@@ -15,6 +15,11 @@ from capibench.config import build
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs first: they take longest, and short tests fill the end of several workers."""
+    items.sort(key=lambda item: item.path.parent.name != "e2e")
+
+
 @pytest.fixture
 def choice() -> Callable[..., Any]:
     """`choice("batching", "greedy", max_queue_size=4)` builds that choice."""

@@ -19,14 +19,18 @@ def describe() -> dict[str, Any]:
         "code": _code(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": dict(
-            sorted((d.metadata["Name"], d.version) for d in metadata.distributions() if d.name)
-        ),
+        "packages": _packages(),
         "cpu": _cpu(),
         "memory_bytes": psutil.virtual_memory().total,
         "threads": _threads(),
         "gpu": _gpu(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Version of every installed distribution. Each property of one parses its file anew."""
+    parsed = (distribution.metadata for distribution in metadata.distributions())
+    return dict(sorted((found["Name"], found["Version"]) for found in parsed if found["Name"]))
 
 
 def _code() -> dict[str, Any]:

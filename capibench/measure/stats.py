@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats as scipy_stats
+from scipy import special  # scipy.stats takes a second to import, in the process of every run
 
 Array = npt.NDArray[np.float64]
 
@@ -86,14 +86,20 @@ def percentile_ranks(
     """
     size = max(1, math.floor(min(effective_n, n))) if effective_n is not None else n
     tail = (1.0 - CONFIDENCE) / 2.0
-    below = int(scipy_stats.binom.ppf(tail, size, quantile))
-    above = int(scipy_stats.binom.ppf(1.0 - tail, size, quantile)) + 1
+    below = _binomial_quantile(tail, size, quantile)
+    above = _binomial_quantile(1.0 - tail, size, quantile) + 1
     if size != n:
         below = math.floor(below * n / size)
         above = math.ceil(above * n / size)
     low = below - 1  # 1-based rank `below` is the largest with P(count < below) <= tail
     high = above - 1
     return (low if low >= 0 else None, high if high < n else None)
+
+
+def _binomial_quantile(probability: float, n: int, p: float) -> int:
+    """The least k with P(Binomial(n, p) <= k) >= `probability`."""
+    k = max(0, math.ceil(float(special.bdtrik(probability, n, p))))
+    return k - 1 if k > 0 and special.bdtr(k - 1, n, p) >= probability else k
 
 
 def share(hits: npt.NDArray[np.bool_]) -> Estimate:
@@ -103,8 +109,8 @@ def share(hits: npt.NDArray[np.bool_]) -> Estimate:
     size = effective_size(hits.astype(np.float64))
     count = value * size
     tail = (1.0 - CONFIDENCE) / 2.0
-    low = 0.0 if count <= 0 else float(scipy_stats.beta.ppf(tail, count, size - count + 1))
-    high = 1.0 if count >= size else float(scipy_stats.beta.ppf(1 - tail, count + 1, size - count))
+    low = 0.0 if count <= 0 else float(special.betaincinv(count, size - count + 1, tail))
+    high = 1.0 if count >= size else float(special.betaincinv(count + 1, size - count, 1 - tail))
     return Estimate(value, low, high, n)
 
 
@@ -147,7 +153,7 @@ def _block_indices(n: int, length: int, seed: int) -> npt.NDArray[np.int64]:
 
 def _t_quantile(n: int, length: int) -> float:
     degrees = max(1, n // length - 1)
-    return float(scipy_stats.t.ppf(1.0 - (1.0 - CONFIDENCE) / 2.0, degrees))
+    return float(special.stdtrit(degrees, 1.0 - (1.0 - CONFIDENCE) / 2.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from capibench.records import STAGES
 
 @pytest.fixture
 def outcome(run_here: Callable[..., object]) -> object:
-    return run_here("load.num_requests=60", "load.rate_per_s=8", "quantization=int8", "index=ivf")
+    return run_here("load.num_requests=60", "load.rate_per_s=20", "quantization=int8", "index=ivf")
 
 
 def test_default_stack(outcome: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
+def test_wheel_runs_outside_the_checkout(tmp_path: Path, home: Path) -> None:
     def call(*command: object, **environment: str) -> str:
         done = subprocess.run(
             [str(part) for part in command],
@@ -30,9 +30,12 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
         "--disable-pip-version-check", "-w", tmp_path / "dist", ROOT,
     )  # fmt: skip
     (wheel,) = (tmp_path / "dist").glob("capibench-*.whl")
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    call(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel)
+    call(
+        sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps",
+        "--disable-pip-version-check", wheel,
+    )  # fmt: skip
     # The dependencies are those of the tests' own environment; its editable install of this
     # checkout is not visible through a plain path.
     purelib = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
@@ -41,8 +44,8 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     assert str(tmp_path) in where
     program = tmp_path / "venv" / "bin" / "capibench"
     out = call(
-        program, "run", "corpus.max_passages=200", "load.num_requests=5", "load.rate_per_s=20",
-        "load.warmup_requests=1", "embedder=hashing", "tracking=none",
-        CAPIBENCH_HOME=str(tmp_path / "home"),
+        program, "run", "corpus.max_passages=300", "load.num_requests=5", "load.rate_per_s=20",
+        "load.warmup_requests=1", "embedder=hashing", "embedder.dimension=96", "tracking=none",
+        CAPIBENCH_HOME=str(home),
     )  # fmt: skip
     assert '"status": "finished"' in out.splitlines()[-1]
