@@ -293,3 +293,16 @@ def test_load_balanced_uses_fast_and_slow_workers_better_than_greedy() -> None:
         ]
         slow, fair = (outcome.percentile(0.99, lambda row: row.latency_s) for outcome in outcomes)
         assert fair < 0.8 * slow
+
+
+def test_load_balanced_uses_the_slow_worker_at_the_edge_of_the_capacity() -> None:
+    """A batch that the slow one fills up comes late. Without it more comes than can be served, and
+    in the end all are late."""
+    service, speeds = ServiceTable.affine(0.010, 0.002, 32, 8), (1.0, 1.0, 0.25)
+    rate_per_s = service.capacity_per_s * sum(speeds)
+    offered = Offered.alike(np.array(poisson(rate_per_s, 2000)), 0.185)
+    good = {
+        name: simulate(offered, shipped(name), service, speeds).num_good
+        for name in ("greedy", "load_balanced")
+    }
+    assert good["load_balanced"] >= 0.9 * good["greedy"]

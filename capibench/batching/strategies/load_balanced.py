@@ -27,6 +27,10 @@ class LoadBalanced:
     that failed and has rested (`QueueView.probe_or_rest`); otherwise those that failed get nothing
     while a sound worker is there.
 
+    To wait gives capacity away, and a plan does not know what comes later. So once there is a full
+    batch waiting for every busy worker, an idle one gets the next batch however slow it is: else
+    near the capacity the line would grow until all are late.
+
     Where somebody has waited his own bound, a plan neither waits nor leaves more behind than the
     other idle workers can take at once.
     """
@@ -107,7 +111,9 @@ class LoadBalanced:
                     best_sum_s, best_worker, best_size = sum_s, worker, size
         next_s = min((free for free in free_s if free > view.now_s), default=_INFINITY)
         bound_s = view.items.earliest_bound_s
-        if next_s < _INFINITY and view.now_s < bound_s:
+        num_sound = sum(free < _INFINITY for free in free_s)
+        all_full = len(view.items) >= (num_sound - len(known)) * self.max_batch_size
+        if next_s < _INFINITY and view.now_s < bound_s and not all_full:
             waited = [max(free, next_s) for free in free_s]
             if self._rest(waiting, waited, longest) < best_sum_s:
                 return WaitUntil(min(next_s, bound_s))
