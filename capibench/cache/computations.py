@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from capibench.cache.envelope import decode_trusted
 from capibench.cache.flights import Flight, Flights, LeaderLeft
 from capibench.cache.keys import CacheType
-from capibench.cache.tiered import Lookup, TieredCache
+from capibench.cache.l1 import Lookup
+from capibench.cache.tiered import TieredCache
 
 _log = logging.getLogger(__name__)
 

@@ -80,6 +80,16 @@ def decode_trusted(record: bytes) -> Any:
     raise DamagedError(f"unknown type tag {tag}")
 
 
+def shareable(record: bytes) -> bool:
+    """Whether everybody may be given the same object: nobody can change the value, and it takes no
+    more room than its record. (A str that is not ASCII may: four bytes for each character, and a
+    second copy in UTF-8 once somebody asks for one.)"""
+    tag = record[_CRC_BYTES]
+    if tag == _IS_STR:
+        return record[_HEAD_BYTES:].isascii()
+    return tag == _IS_BYTES or (tag == _IS_JSON and record[_HEAD_BYTES] not in b"[{")
+
+
 def is_text(record: bytes) -> bool:
     """Whether the value is a text, or structured text."""
     return record[4:5] in (_STR, _JSON)

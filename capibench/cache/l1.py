@@ -1,16 +1,23 @@
-"""The first tier, in RAM. Values are held encoded, so that the byte count is true and nobody can
-change a cached value through a reference to it."""
+"""The first tier, in RAM. Whoever hits gets the value itself where nobody can change it, and else a
+copy, decoded from the record that is held: so the byte count stays true."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from capibench.cache.envelope import decode_trusted
+from capibench.cache.envelope import decode_trusted, encode, shareable
 from capibench.cache.keys import CacheType
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.residents import MAX_NOTED, Counters, Entry, Resident, Residents
+from capibench.cache.residents import (
+    MAX_NOTED,
+    Counters,
+    Entry,
+    Kept,
+    Resident,
+    Residents,
+)
 
 # What Python needs per entry beside key, record and labels: object headers, the places in the
 # tables, in the expiry heap and in the policy's order. Measured with tracemalloc at 2,000 and
@@ -19,11 +26,30 @@ from capibench.cache.residents import MAX_NOTED, Counters, Entry, Resident, Resi
 OVERHEAD_BYTES = 832
 
 
-class Found(NamedTuple):
-    """A hit: the decoded value (the caller's own copy) and the entry that it came from."""
+class Lookup(NamedTuple):
+    """Where a value was found; `tier` tells a cached None from a miss.
+
+    "off": this type is not cached by the configuration; nothing was looked up or counted.
+    """
 
     value: Any
+    tier: Literal["l1", "l2", "miss", "off"]
+    is_stale: bool = False  # past its time to live, and served because that was allowed
+
+    @property
+    def is_hit(self) -> bool:
+        return self.tier in ("l1", "l2")
+
+
+_new = tuple.__new__  # a NamedTuple's own constructor costs a fifth of a hit
+
+
+class Displaced(NamedTuple):
+    """What found no place in the tier."""
+
+    key: bytes
     entry: Entry
+    record: bytes
 
 
 class L1:
@@ -67,28 +93,32 @@ class L1:
     def __contains__(self, key: bytes) -> bool:
         return key in self._residents
 
-    def read(
+    def get(
         self, kind: CacheType, key: bytes, now: float, allow_stale: bool = False
-    ) -> Resident | None:
-        """What is known of `key`, counted as a hit or a miss; None when there is none or it is
-        stale.
+    ) -> Lookup | None:
+        """The value of `key`, counted as a hit; None, counted as a miss, when there is none or it
+        is stale.
 
         The one path that every hit takes, so it is written out: no call that can be spared, no
         lock, and as few objects touched as can be, for in a large tier each is a wait for memory.
         """
         resident = self._find(key)
         if resident is None or now >= resident.fresh_end_s:
-            resident = self._read_else(kind, key, now, allow_stale)
+            resident = self._get_else(kind, key, now, allow_stale)
             if resident is None:
                 return None
+            is_stale = now >= resident.fresh_end_s
+        else:
+            is_stale = False
+        value = resident.kept if resident.is_value else decode_trusted(resident.kept)
         noted = self._noted
         noted.append((resident, now))
         if len(noted) >= MAX_NOTED:
             with self._lock:
                 self._residents.settle()
-        return resident
+        return _new(Lookup, (value, "l1", is_stale))
 
-    def _read_else(
+    def _get_else(
         self, kind: CacheType, key: bytes, now: float, allow_stale: bool
     ) -> Resident | None:
         """What does not end in a fresh hit; None for a miss, which is counted."""
@@ -109,43 +139,39 @@ class L1:
             counters.misses += 1
             return None
 
-    def get(self, kind: CacheType, key: bytes, now: float) -> Found | None:
-        """The value of `key`, or None when there is none or it is stale."""
-        resident = self.read(kind, key, now)
-        return None if resident is None else Found(decode_trusted(resident.record), resident.entry)
-
-    def peek(self, key: bytes, now: float) -> Entry | None:
-        """The entry of `key` if it is fresh; nothing is counted, and no read noted."""
+    def peek(self, key: bytes, now: float) -> bytes | None:
+        """The record of `key` if it is fresh; nothing is counted, and no read noted."""
         with self._lock:
             resident = self._find(key)
             if resident is None or now >= resident.fresh_end_s:
                 return None
-            return resident.entry
+            return _record(resident)
 
-    def put(self, key: bytes, entry: Entry, now: float) -> list[tuple[bytes, Entry]]:
-        """Store `entry`, instead of an earlier value of `key`.
+    def put(self, key: bytes, entry: Entry, record: bytes, now: float) -> list[Displaced]:
+        """Store `record`, instead of an earlier value of `key`.
 
         Returns:
-            What found no place here, for the next tier: the victims, and `entry` itself when it
+            What found no place here, for the next tier: the victims, and `record` itself when it
             is larger than the tier or the policy refused it.
         """
         with self._lock:
             if key in self._residents:
                 self._residents.drop(key)
             self._residents.stale(now)
-            size = self._residents.size_of(key, entry, len(entry.record))
-            may_enter, displaced = self._residents.make_room(key, entry, size, now)
+            size = self._residents.size_of(key, entry, len(record))
+            may_enter, victims = self._residents.make_room(key, entry, size, now)
+            displaced = [Displaced(each.key, each.entry, _record(each)) for each in victims]
             if not may_enter:
-                return [*displaced, (key, entry)]
-            self._residents.insert(key, entry, size, now)
+                return [*displaced, Displaced(key, entry, record)]
+            self._residents.insert(key, entry, size, now, _kept(record))
             counter = self._residents.counters_of(entry.kind)
             counter.stored += 1
-            counter.stored_bytes += len(entry.record)
+            counter.stored_bytes += len(record)
             return displaced
 
-    def fits(self, key: bytes, entry: Entry) -> bool:
-        """Whether the empty tier could hold `entry`."""
-        return self._residents.fits(key, entry)
+    def fits(self, key: bytes, entry: Entry, record: bytes) -> bool:
+        """Whether the empty tier could hold `record`."""
+        return self._residents.fits(key, entry, len(record))
 
     def remove(self, key: bytes) -> bool:
         """Invalidate `key`; whether it was there."""
@@ -180,3 +206,14 @@ class L1:
         """Drop everything that is stale at `now`; how many that were."""
         with self._lock:
             return len(self._residents.stale(now))
+
+
+def _kept(record: bytes) -> Kept:
+    if shareable(record):
+        return Kept(decode_trusted(record), True, len(record))
+    return Kept(record, False, len(record))
+
+
+def _record(resident: Resident) -> bytes:
+    record: bytes = encode(resident.kept) if resident.is_value else resident.kept
+    return record

@@ -13,13 +13,12 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from capibench.cache.access_log import READS_PER_BLOCK, AccessLog, reads
 from capibench.cache.compression import Compression, Compressor
 from capibench.cache.envelope import DamagedError, decode, decode_trusted, encode
 from capibench.cache.keys import KEY_BYTES, CacheType
-from capibench.cache.l1 import Found
 from capibench.cache.l2_record import (
     OVERHEAD_BYTES,
     StoredRecord,
@@ -29,13 +28,21 @@ from capibench.cache.l2_record import (
     unpack_record,
 )
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.residents import Counters, Entry, Residents, with_record
+from capibench.cache.residents import Counters, Entry, Residents
 from capibench.cache.rocks import RocksStore
 
 # What is not a record has a key of another length than records have.
 _DICTIONARY, _READS = b"dictionary/", b"reads/"
 _READS_KEPT_PER_ENTRY = 4
 _new = tuple.__new__  # a NamedTuple's own constructor takes twice as long
+
+
+class Found(NamedTuple):
+    """A whole value: decoded (the caller's own), and as it is handed on to the tier above."""
+
+    value: Any
+    entry: Entry
+    record: bytes
 
 
 class L2:
@@ -117,20 +124,20 @@ class L2:
             resident = self._residents.get(key)
             if resident is None:
                 return self._missed(kind)
-            entry = resident.entry
-            if now >= entry.expires_s:
-                resident.counters.expired += 1
-                self._drop(key)
-                return self._missed(kind)
-            is_stale = now >= entry.fresh_until_s
-            if is_stale and not allow_stale:
-                return self._missed(kind)
+            is_stale = now >= resident.fresh_end_s
+            if is_stale:
+                if now >= resident.entry.expires_s:
+                    resident.counters.expired += 1
+                    self._drop(key)
+                    return self._missed(kind)
+                if not allow_stale:
+                    return self._missed(kind)
             try:
                 stored = self._store.read(key)
                 if stored is None:
                     self._drop(key)
                     return self._missed(kind)
-                value, record = self._unpacked(entry.kind, *packed_value(key, stored))
+                value, record = self._unpacked(kind, *packed_value(key, stored))
             except DamagedError:
                 resident.counters.damaged += 1
                 self._drop(key)
@@ -140,15 +147,15 @@ class L2:
                 resident.counters.stale_hits += 1
             self._residents.note_hit(resident, now)
             self._note_read(key, now)
-            return _new(Found, (value, with_record(entry, record)))
+            return _new(Found, (value, resident.entry, record))
 
     def _missed(self, kind: CacheType) -> Found | None:
         """Count a miss; None, for `get` to return."""
         self._residents.counters_of(kind).misses += 1
         return None
 
-    def peek(self, key: bytes, now: float) -> Entry | None:
-        """The entry of `key` if it is fresh and whole; nothing is counted, and no read noted."""
+    def peek(self, key: bytes, now: float) -> Found | None:
+        """The value of `key` if it is fresh and whole; nothing is counted, and no read noted."""
         with self._lock:
             resident = self._residents.get(key)
             if resident is None or now >= resident.fresh_end_s:
@@ -157,13 +164,13 @@ class L2:
                 stored = self._store.read(key)
                 if stored is None:
                     return None
-                _, record = self._unpacked(resident.entry.kind, *packed_value(key, stored))
-                return with_record(resident.entry, record)
+                value, record = self._unpacked(resident.entry.kind, *packed_value(key, stored))
+                return Found(value, resident.entry, record)
             except DamagedError:
                 return None
 
-    def put(self, key: bytes, entry: Entry, now: float) -> bool:
-        """Store `entry`; whether it is here now. What it displaces is gone.
+    def put(self, key: bytes, entry: Entry, record: bytes, now: float) -> bool:
+        """Store `record`; whether it is here now. What it displaces is gone.
 
         A value that is already here with the same expiry is the same value, and is not written
         again (an SSD wears out by writing); to the policy it enters anew.
@@ -178,17 +185,17 @@ class L2:
                 self._drop(key)
             for stale in self._residents.stale(now):
                 self._store.delete(stale)
-            codec, packed = self._packed(entry)
+            codec, packed = self._packed(entry.kind, record)
             size = self._residents.size_of(key, entry, len(packed))
             may_enter, victims = self._residents.make_room(key, entry, size, now)
-            for victim, _ in victims:
-                self._store.delete(victim)
+            for victim in victims:
+                self._store.delete(victim.key)
             if not may_enter or not self._store.write(
-                key, pack_record(key, entry, codec, packed, self._num_events, now)
+                key, pack_record(key, entry, codec, packed, len(record), self._num_events, now)
             ):
                 return False
             self._num_events += 1
-            self._residents.insert(key, with_record(entry, b""), size, now)
+            self._residents.insert(key, entry, size, now)
             counter = self._residents.counters_of(entry.kind)
             counter.stored += 1
             counter.stored_bytes += len(packed)
@@ -280,9 +287,8 @@ class L2:
                 if record.inserted_s > now:
                     useless.append(key)
                     continue
-                size = self._residents.size_of(key, record.entry, len(record.entry.record))
-                small = record._replace(entry=with_record(record.entry, b""))
-                inserted[key] = (small, size)
+                size = self._residents.size_of(key, record.entry, len(record.packed))
+                inserted[key] = (record._replace(packed=b""), size)
                 events.append((record.event, record.inserted_s, key))
         self._blocks.sort()
         events.sort()
@@ -308,13 +314,13 @@ class L2:
             return False
         return True
 
-    def _packed(self, entry: Entry) -> tuple[int, bytes]:
-        dictionary = self._compressor.learn(entry.kind, entry.record)
+    def _packed(self, kind: CacheType, record: bytes) -> tuple[int, bytes]:
+        dictionary = self._compressor.learn(kind, record)
         if dictionary is not None:
-            key = _DICTIONARY + entry.kind.value.encode("ascii")
+            key = _DICTIONARY + kind.value.encode("ascii")
             if self._store.write(key, encode(dictionary)):
-                self._compressor.load_dictionary(entry.kind, dictionary)
-        return self._compressor.pack(entry.kind, entry.record)
+                self._compressor.load_dictionary(kind, dictionary)
+        return self._compressor.pack(kind, record)
 
     def _unpacked(
         self, kind: CacheType, codec: int, packed: bytes, num_bytes: int

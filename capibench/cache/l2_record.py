@@ -30,7 +30,8 @@ OVERHEAD_BYTES = _LABELS_START + 16  # ours, and RocksDB's own per record
 class StoredRecord(NamedTuple):
     """A whole record, taken apart."""
 
-    entry: Entry  # its record as it is stored
+    entry: Entry
+    packed: bytes  # its record as it is stored
     codec: int
     num_bytes: int  # of the record before it was compressed
     event: int  # number among the insertions and reads of the store
@@ -38,10 +39,16 @@ class StoredRecord(NamedTuple):
 
 
 def pack_record(
-    key: bytes, entry: Entry, codec: int, packed: bytes, event: int, inserted_s: float
+    key: bytes,
+    entry: Entry,
+    codec: int,
+    packed: bytes,
+    num_bytes: int,
+    event: int,
+    inserted_s: float,
 ) -> bytes:
-    """The bytes to write under `key`; `packed` is the entry's record as `codec` leaves it."""
-    kind, record, cost_s, expires_s, fresh_until_s, name, tags = entry
+    """The bytes to write under `key`; `packed` is a record of `num_bytes` as `codec` leaves it."""
+    kind, cost_s, expires_s, fresh_until_s, name, tags = entry
     labels = _to_json([name, tags]).encode("ascii") if name or tags else b""
     header = _HEADER.pack(
         _POSITIONS[kind],
@@ -52,7 +59,7 @@ def pack_record(
         expires_s,
         fresh_until_s,
         len(labels),
-        len(record),
+        num_bytes,
     )
     crc = zlib.crc32(packed, zlib.crc32(labels, zlib.crc32(header, zlib.crc32(key))))
     return b"".join((crc.to_bytes(_CRC_BYTES, "little"), header, labels, packed))
@@ -81,12 +88,12 @@ def unpack_record(key: bytes, stored: bytes) -> StoredRecord:
     kind, codec, event, cost_s, inserted_s, expires_s, fresh_until_s, label_bytes, num_bytes = (
         _HEADER.unpack_from(stored, _CRC_BYTES)
     )
-    record = stored[_LABELS_START + label_bytes :]
+    packed = stored[_LABELS_START + label_bytes :]
     name, tags = "", ()
     if label_bytes:
         name, tags = json.loads(stored[_LABELS_START : _LABELS_START + label_bytes])
-    entry = Entry(_KINDS[kind], record, cost_s, expires_s, fresh_until_s, name, tuple(tags))
-    return StoredRecord(entry, codec, num_bytes, event, inserted_s)
+    entry = Entry(_KINDS[kind], cost_s, expires_s, fresh_until_s, name, tuple(tags))
+    return StoredRecord(entry, packed, codec, num_bytes, event, inserted_s)
 
 
 def claimed_kind(stored: bytes) -> CacheType:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from capibench.cache.expiry import ExpiryOrder
 from capibench.cache.keys import CacheType
@@ -21,14 +21,13 @@ _NAME_BYTES = 64
 _TAG_BYTES = 176
 # Hits are settled together, so many at most. It takes 50-200 us, once in as many hits.
 MAX_NOTED = 256
-_new = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 
 
 class Entry(NamedTuple):
-    """One stored value with what must travel with it from tier to tier."""
+    """What must travel with a stored value from tier to tier, beside its record (the value in its
+    envelope)."""
 
     kind: CacheType
-    record: bytes  # the value in its envelope; nothing where a tier keeps it elsewhere
     cost_s: float  # what recomputing it costs
     expires_s: float  # gone from then on, absolute on the clock of `now`
     fresh_until_s: float = math.inf  # from then to `expires_s` only who allows stale values gets it
@@ -36,9 +35,15 @@ class Entry(NamedTuple):
     tags: tuple[str, ...] = ()  # of which invalidating any one removes it
 
 
-def with_record(entry: Entry, record: bytes) -> Entry:
-    """`entry` with another record; `_replace` takes four times as long."""
-    return _new(Entry, (entry.kind, record, *entry[2:]))
+class Kept(NamedTuple):
+    """What a tier keeps of an entry in RAM."""
+
+    what: Any  # its value if `is_value`, else its record; None where that is on SSD
+    is_value: bool
+    record_bytes: int  # of the record, wherever it is
+
+
+ELSEWHERE = Kept(None, False, 0)  # until it is read
 
 
 @dataclass(slots=True)
@@ -95,24 +100,22 @@ class _Part:
 
 
 class Resident:
-    """What is known in RAM of one entry."""
+    """What is known in RAM of one entry, and what the tier keeps of it there."""
 
     __slots__ = (
-        "counters", "entry", "fresh_end_s", "hits", "is_here", "key", "part", "record",
+        "counters", "entry", "fresh_end_s", "hits", "is_here", "is_value", "kept", "key", "part",
         "record_bytes", "size",
     )  # fmt: skip
 
     def __init__(
-        self, key: bytes, entry: Entry, size: int, counters: Counters, part: _Part
+        self, key: bytes, entry: Entry, size: int, counters: Counters, part: _Part, kept: Kept
     ) -> None:
         self.key = key
-        self.entry = entry  # with its record where the tier keeps that in RAM
+        self.entry = entry
+        self.kept, self.is_value, self.record_bytes = kept
         self.size = size  # that the tier is charged for
         self.counters = counters
         self.part = part
-        # Here as well: a hit reads it, and nothing else of the entry.
-        self.record = entry.record
-        self.record_bytes = len(entry.record)
         self.hits = 0  # settled, but not yet in the counters
         self.is_here = True  # until it leaves
         self.fresh_end_s = min(entry.fresh_until_s, entry.expires_s)
@@ -196,9 +199,9 @@ class Residents:
             size += _TAG_BYTES + len(tag)
         return size
 
-    def fits(self, key: bytes, entry: Entry) -> bool:
-        """Whether the empty tier could hold `entry`."""
-        return self.size_of(key, entry, len(entry.record)) <= self._parts[entry.kind].capacity_bytes
+    def fits(self, key: bytes, entry: Entry, record_bytes: int) -> bool:
+        """Whether the empty tier could hold such an entry."""
+        return self.size_of(key, entry, record_bytes) <= self._parts[entry.kind].capacity_bytes
 
     def capacity_of(self, kind: CacheType) -> int:
         """Bytes of the room that a type has to itself, or shares with others without a quota."""
@@ -235,15 +238,15 @@ class Residents:
         keys = []
         while (first := self._expiry.first()) is not None and first[1] <= now:
             keys.append(first[0])
-            self._counters[self.drop(first[0]).kind].expired += 1
+            self.drop(first[0]).counters.expired += 1
         return keys
 
-    def drop(self, key: bytes) -> Entry:
+    def drop(self, key: bytes) -> Resident:
         """Forget a resident key; the caller counts why."""
         self.settle()
         return self._forget(key)
 
-    def _forget(self, key: bytes) -> Entry:
+    def _forget(self, key: bytes) -> Resident:
         resident = self._residents.pop(key)
         resident.is_here = False
         entry = resident.entry
@@ -261,11 +264,11 @@ class Residents:
             if not keys or keys == key:
                 del self._tagged[tag]
         resident.part.policy.on_remove(key)
-        return entry
+        return resident
 
     def make_room(
         self, key: bytes, entry: Entry, size: int, now: float
-    ) -> tuple[bool, list[tuple[bytes, Entry]]]:
+    ) -> tuple[bool, list[Resident]]:
         """Whether `entry` may enter at the charge of `size` bytes, and what was evicted for it.
 
         `key` itself must not be resident, and stale entries must have been dropped. What follows
@@ -287,24 +290,25 @@ class Residents:
         """Evict in the policy's order what is over capacity: it was larger when it was closed."""
         self.settle()
         return [
-            key
+            victim.key
             for part in self._distinct_parts
-            for key, _ in self._evict_to(part, part.capacity_bytes, now)
+            for victim in self._evict_to(part, part.capacity_bytes, now)
         ]
 
-    def _evict_to(self, part: _Part, num_bytes: int, now: float) -> list[tuple[bytes, Entry]]:
+    def _evict_to(self, part: _Part, num_bytes: int, now: float) -> list[Resident]:
         victims = []
         while part.num_bytes > num_bytes:
-            victim = part.policy.victim(now)
-            entry = self._forget(victim)
-            self._counters[entry.kind].evicted += 1
-            victims.append((victim, entry))
+            victim = self._forget(part.policy.victim(now))
+            victim.counters.evicted += 1
+            victims.append(victim)
         return victims
 
-    def insert(self, key: bytes, entry: Entry, size: int, now: float) -> None:
+    def insert(
+        self, key: bytes, entry: Entry, size: int, now: float, kept: Kept = ELSEWHERE
+    ) -> None:
         """`entry` is stored from now on, at the charge of `size` bytes. Room was made before."""
         part, counters = self._parts[entry.kind], self._counters[entry.kind]
-        self._residents[key] = Resident(key, entry, size, counters, part)
+        self._residents[key] = Resident(key, entry, size, counters, part, kept)
         self.num_bytes += size
         part.num_bytes += size
         counters.bytes += size

@@ -10,38 +10,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Mapping
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from capibench.cache.access_times import AccessTimes
-from capibench.cache.envelope import decode_trusted, encode
+from capibench.cache.envelope import encode
 from capibench.cache.invalidations import Invalidations
 from capibench.cache.keys import CacheType
-from capibench.cache.l1 import L1
+from capibench.cache.l1 import L1, Lookup
 from capibench.cache.l2 import L2
 from capibench.cache.prefetch import Followers
 from capibench.cache.promotions import Accessed, Brought, Evicted, Left, Promotions
 from capibench.cache.residents import Entry
 from capibench.cache.tier_stats import cache_stats
 
-
-class Lookup(NamedTuple):
-    """Where a value was found; `tier` tells a cached None from a miss.
-
-    "off": this type is not cached by the configuration; nothing was looked up or counted.
-    """
-
-    value: Any
-    tier: Literal["l1", "l2", "miss", "off"]
-    is_stale: bool = False  # past its time to live, and served because that was allowed
-
-    @property
-    def is_hit(self) -> bool:
-        return self.tier in ("l1", "l2")
-
-
-_new = tuple.__new__  # a NamedTuple's own constructor costs a fifth of a hit
 _MISS = Lookup(None, "miss")
 _OFF = Lookup(None, "off")
 
@@ -73,6 +56,7 @@ class TieredCache:
         if ttl_jitter and rng is None:
             raise ValueError("rng: got None; expected a generator to draw the jitter from")
         self._l1 = l1
+        self._get_l1 = l1.get
         self._l2 = l2
         self._ttl_s = {kind: seconds for kind, seconds in ttl_s.items() if seconds > 0}
         self._stale_s = stale_s
@@ -108,10 +92,8 @@ class TieredCache:
         if kind not in self._ttl_s:
             return _OFF
         begin_s = perf_counter()
-        resident = self._l1.read(kind, key, now, allow_stale)
-        if resident is not None:
-            value = decode_trusted(resident.record)
-            found = _new(Lookup, (value, "l1", now >= resident.fresh_end_s))
+        found = self._get_l1(kind, key, now, allow_stale)
+        if found is not None:
             self._add_l1_time(found_s := perf_counter() - begin_s)
             if self._note is not None:
                 self._note(Accessed(kind, key, found_s))
@@ -172,18 +154,19 @@ class TieredCache:
             fresh_until_s = now + life_s
             labels = (name, tuple(dict.fromkeys(tags)))
             expires_s = fresh_until_s + self._stale_s
-            entry = Entry(kind, record, cost_s, expires_s, fresh_until_s, *labels)
-            self._store_l1(key, entry, now)
+            entry = Entry(kind, cost_s, expires_s, fresh_until_s, *labels)
+            self._store_l1(key, entry, record, now)
         return record
 
     def reread(self, key: bytes, now: float) -> bytes | None:
         """The fresh value of `key` in its envelope, for who has looked it up and missed, and now
         asks once more before computing. Nothing is counted."""
         with self._lock:
-            entry = self._l1.peek(key, now)
-            if entry is None and self._l2 is not None:
-                entry = self._l2.peek(key, now)
-            return None if entry is None else entry.record
+            record = self._l1.peek(key, now)
+            if record is None and self._l2 is not None:
+                found = self._l2.peek(key, now)
+                return None if found is None else found.record
+            return record
 
     def position(self) -> int:
         """Where the log of invalidations stands: for `put(since=...)` and `is_outdated`."""
@@ -265,11 +248,12 @@ class TieredCache:
             found = self._l2.get(kind, key, now, allow_stale)
             if found is None:
                 return _MISS
-            if self._l1.fits(key, found.entry):
-                self._store_l1(key, found.entry, now)
+            value, entry, record = found
+            if self._l1.fits(key, entry, record):
+                self._store_l1(key, entry, record, now)
                 if key in self._l1:
                     self._l2.counters_of(kind).promoted += 1
-        return Lookup(found.value, "l2", now >= found.entry.fresh_until_s)
+        return Lookup(value, "l2", now >= entry.fresh_until_s)
 
     def _tiers(self) -> tuple[L1 | L2, ...]:
         return (self._l1,) if self._l2 is None else (self._l1, self._l2)
@@ -293,19 +277,24 @@ class TieredCache:
             if key in self._l1 or key not in self._l2:
                 return None
             begin_s = perf_counter()
-            entry = self._l2.peek(key, now)
+            found = self._l2.peek(key, now)
             read_s = perf_counter() - begin_s
-            if entry is None or not self._l1.fits(key, entry):
+            if found is None or not self._l1.fits(key, found.entry, found.record):
                 return None
-            self._store_l1(key, entry, now, read_s)
+            self._store_l1(key, found.entry, found.record, now, read_s)
             return read_s if key in self._l1 else None  # the policy may have refused it
 
     def _store_l1(
-        self, key: bytes, entry: Entry, now: float, prefetched_s: float | None = None
+        self,
+        key: bytes,
+        entry: Entry,
+        record: bytes,
+        now: float,
+        prefetched_s: float | None = None,
     ) -> None:
         """Into L1; what finds no place there moves down. `prefetched_s`: it is a prefetch, and
         reading it took that long."""
-        displaced = self._l1.put(key, entry, now)
+        displaced = self._l1.put(key, entry, record, now)
         if prefetched_s is not None:
             if key not in self._l1:
                 return
@@ -313,8 +302,8 @@ class TieredCache:
             self._note(Brought(key, prefetched_s))
         if self._l2 is None:
             return
-        for left, its in displaced:
-            if self._l2.put(left, its, now):
+        for left, its, its_record in displaced:
+            if self._l2.put(left, its, its_record, now):
                 self._l1.counters_of(its.kind).demoted += 1
             if self._note is not None and left != key:
                 self._note(Evicted(left, prefetched_s is not None))

@@ -63,7 +63,7 @@ def write_until_killed(folder: Path, first: int) -> None:
         else:
             store.get(KIND, key(number), float(step))
             record = encode([number, step, TEXT])
-            store.put(key(number), Entry(KIND, record, 1.0, 1e9 + step), float(step))
+            store.put(key(number), Entry(KIND, 1.0, 1e9 + step), record, float(step))
             deed = "stored"
         sys.stdout.write(f"{deed} {number} {step}\n")
         sys.stdout.flush()
@@ -121,8 +121,8 @@ def damages(times: int, seed: int) -> dict[str, int]:
         for begin, end in ((0, 120), (120, 160), (160, 200)):  # two sorted files and a log
             store = opened(whole)
             for number in range(begin, end):
-                entry = Entry(KIND, encode(records[number]), 1.0, 1e9)
-                store.put(key(number), entry, float(number))
+                record = encode(records[number])
+                store.put(key(number), Entry(KIND, 1.0, 1e9), record, float(number))
             store.close()
         for round_ in range(times):
             folder = Path(name) / "damaged"
@@ -142,7 +142,7 @@ def damages(times: int, seed: int) -> dict[str, int]:
                 is_right = found is not None and found.value == text
                 outcome = "misses" if found is None else "right" if is_right else "wrong"
                 counts[outcome] += 1
-            stored = store.put(key(999), Entry(KIND, encode("new"), 1.0, 1e9), 300.0)
+            stored = store.put(key(999), Entry(KIND, 1.0, 1e9), encode("new"), 300.0)
             counts["not_storing"] += not stored
             store.close()
             shutil.rmtree(folder)

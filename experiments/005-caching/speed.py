@@ -204,7 +204,7 @@ def _subjects(
         closers.append(disk.close)
         fill("SSD", name, digests, asked_digests, [encode(text) for text in texts],
              lambda key, record, disk=disk: disk.put(
-                 key, Entry(KIND, record, 1.0, TTL_S, TTL_S), 0.0
+                 key, Entry(KIND, 1.0, TTL_S, TTL_S), record, 0.0
              ),
              lambda key, disk=disk: disk.get(KIND, key, 1.0))  # fmt: skip
     store = RocksStore(folder / "rocksdb")

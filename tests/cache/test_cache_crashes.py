@@ -32,8 +32,9 @@ def value(number: int) -> list[object]:
     return [number, f"the answer to question {number} of the quiz is " + str(number) * 20]
 
 
-def entry(number: int, expires_s: float = 1e9, tags: tuple[str, ...] = ()) -> Entry:
-    return Entry(RESULT, encode(value(number)), 1.0, expires_s, name=f"q{number}", tags=tags)
+def entry(number: int, expires_s: float = 1e9, tags: tuple[str, ...] = ()) -> tuple[Entry, bytes]:
+    named = Entry(RESULT, 1.0, expires_s, name=f"q{number}", tags=tags)
+    return named, encode(value(number))
 
 
 def opened(folder: Path, capacity_bytes: int = 1 << 22) -> L2:
@@ -62,7 +63,7 @@ for step in itertools.count(first):
     else:
         store.get(RESULT, key, float(step))
         record = encode([step * 7 % 50, step, "some text that repeats itself " * 3])
-        store.put(key, Entry(RESULT, record, 1.0, 1e9 + step), float(step))
+        store.put(key, Entry(RESULT, 1.0, 1e9 + step), record, float(step))
         print("stored", step * 7 % 50, step, flush=True)
 """
 
@@ -105,10 +106,10 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_no_wrong_value(tmp_path: P
 def test_flips_and_cuts_anywhere_in_any_file_never_make_a_wrong_value(tmp_path: Path) -> None:
     store = opened(tmp_path / "l2")
     for number in range(120):
-        store.put(key(number), entry(number), float(number))
+        store.put(key(number), *entry(number), float(number))
     store._store._db.flush()
     for number in range(120, 200):
-        store.put(key(number), entry(number), float(number))
+        store.put(key(number), *entry(number), float(number))
     rng = np.random.default_rng(1)
     num_hits = []
     for round_ in range(60):
@@ -127,7 +128,7 @@ def test_flips_and_cuts_anywhere_in_any_file_never_make_a_wrong_value(tmp_path: 
         found = [damaged.get(RESULT, key(number), 300.0) for number in range(200)]
         assert all(f is None or f.value == value(n) for n, f in enumerate(found))
         num_hits.append(sum(f is not None for f in found))
-        assert damaged.put(key(999), entry(999), 300.0) or damaged.num_errors
+        assert damaged.put(key(999), *entry(999), 300.0) or damaged.num_errors
         damaged.close()
         shutil.rmtree(folder)
     store.close()
@@ -139,7 +140,7 @@ def test_the_policy_knows_again_what_was_read(tmp_path: Path) -> None:
     """Also of a process that was killed, but for the reads of the last block."""
     store = opened(tmp_path / "l2")
     for number in range(10):
-        store.put(key(number), entry(number), float(number))
+        store.put(key(number), *entry(number), float(number))
     size = store.num_bytes // 10
     for turn in range(READS_PER_BLOCK):
         store.get(RESULT, key(turn % 2), 20.0 + turn)
@@ -154,7 +155,7 @@ def test_the_policy_knows_again_what_was_read(tmp_path: Path) -> None:
 
 def test_the_notes_of_reads_do_not_grow_without_bound(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    store.put(key(0), entry(0), 0.0)
+    store.put(key(0), *entry(0), 0.0)
     for turn in range(20 * READS_PER_BLOCK):
         store.get(RESULT, key(0), float(turn))
     assert sum(1 for name, _ in store._store.scan() if name != key(0)) <= 2
@@ -163,8 +164,8 @@ def test_the_notes_of_reads_do_not_grow_without_bound(tmp_path: Path) -> None:
 
 def test_names_and_tags_are_known_again(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    store.put(key(1), entry(1, tags=("doc/1", "dök")), 0.0)
-    store.put(key(2), entry(2), 0.0)
+    store.put(key(1), *entry(1, tags=("doc/1", "dök")), 0.0)
+    store.put(key(2), *entry(2), 0.0)
     store.close()
     store = opened(tmp_path)
     assert store.tagged("dök") == [key(1)]
@@ -175,7 +176,7 @@ def test_names_and_tags_are_known_again(tmp_path: Path) -> None:
 def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     folder = tmp_path / "l2"
     store = opened(folder)
-    store.put(key(1), entry(1), 0.0)
+    store.put(key(1), *entry(1), 0.0)
     store.close()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / FORMAT_FOLDER).stat().st_mode) == 0o700
@@ -185,7 +186,7 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
 
 def test_files_of_another_version_are_no_hits_and_left_alone(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    store.put(key(1), entry(1), 0.0)
+    store.put(key(1), *entry(1), 0.0)
     store.close()
     (tmp_path / FORMAT_FOLDER).rename(tmp_path / "format_1")
     (tmp_path / "thesis.txt").write_text("the folder of somebody who uses it for more")
@@ -200,8 +201,8 @@ def test_files_of_another_version_are_no_hits_and_left_alone(tmp_path: Path) -> 
 def test_what_was_stored_later_than_now_is_dropped(tmp_path: Path) -> None:
     """The clock went back: nobody knows how old it is."""
     store = opened(tmp_path)
-    store.put(key(1), entry(1), 10.0)
-    store.put(key(2), entry(2), 30.0)
+    store.put(key(1), *entry(1), 10.0)
+    store.put(key(2), *entry(2), 30.0)
     store.close()
     store = L2(Lru(), 1 << 20, tmp_path, 20.0)
     assert (key(1) in store, key(2) in store) == (True, False)
@@ -211,10 +212,10 @@ def test_what_was_stored_later_than_now_is_dropped(tmp_path: Path) -> None:
 def test_cleared_is_empty_and_stays_empty(tmp_path: Path) -> None:
     store = opened(tmp_path)
     for number in range(60):
-        store.put(key(number), entry(number), 0.0)
+        store.put(key(number), *entry(number), 0.0)
     store.clear()
     assert (len(store), store.num_bytes) == (0, 0)
-    store.put(key(7), entry(7), 0.0)
+    store.put(key(7), *entry(7), 0.0)
     store.close()
     store = opened(tmp_path)
     assert [number for number in range(60) if key(number) in store] == [7]
@@ -239,7 +240,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 keys = [cache_key(kind, str(number)) for number in range(100)]
 for key in keys:
-    store.put(key, Entry(kind, encode(bytes(range(256)) * 20), 1.0, 9.0), 0.0)
+    store.put(key, Entry(kind, 1.0, 9.0), encode(bytes(range(256)) * 20), 0.0)
 for key in keys[:5]:
     store.remove(key)
 assert store.num_errors, "no fault was met"
@@ -262,9 +263,9 @@ def test_compressed_records_come_back_also_without_compression(
     store = opened(tmp_path)
     vectors = np.random.default_rng(0).normal(size=(100, 64)).astype(np.float32)
     for number in range(100):
-        store.put(key(number), entry(number), 0.0)
+        store.put(key(number), *entry(number), 0.0)
         record = encode(vectors[number])
-        store.put(key(number, VECTOR), Entry(VECTOR, record, 1.0, 1e9), 0.0)
+        store.put(key(number, VECTOR), Entry(VECTOR, 1.0, 1e9), record, 0.0)
     effects = store.stats()["compression"]
     texts, noise = effects["query_result"], effects["embedding"]
     assert texts["ratio"] > 1.3
@@ -290,7 +291,7 @@ def test_compressed_records_come_back_also_without_compression(
 def test_a_lost_dictionary_makes_misses(tmp_path: Path) -> None:
     store = opened(tmp_path)
     for number in range(100):
-        store.put(key(number), entry(number), 0.0)
+        store.put(key(number), *entry(number), 0.0)
     dictionaries = [name for name, _ in store._store.scan() if name.startswith(b"dictionary/")]
     assert dictionaries == [b"dictionary/query_result"]
     store._store._db.put(dictionaries[0], b"damaged")

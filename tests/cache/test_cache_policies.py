@@ -113,8 +113,8 @@ def replay(name: str, operations: list[tuple[str, int, int, float]]) -> list[obj
             if key in residents:
                 residents.drop(key)
             residents.stale(now)
-            entry = Entry(KIND, bytes(size), 1.0, now + ttl_s)
-            size = residents.size_of(key, entry, len(entry.record))
+            entry = Entry(KIND, 1.0, now + ttl_s)
+            size = residents.size_of(key, entry, size)
             may_enter, _ = residents.make_room(key, entry, size, now)
             if may_enter:
                 residents.insert(key, entry, size, now)
@@ -132,11 +132,12 @@ def test_laws_hold_and_the_same_trace_gives_the_same_hits(name: str, operations:
     assert replay(name, operations) == replay(name, operations)
 
 
-def entry(now: float = 0.0, ttl_s: float = math.inf, size: int = 0) -> Entry:
-    return Entry(KIND, encode(bytes(size)), 1.0, now + ttl_s)
+def entry(now: float = 0.0, ttl_s: float = math.inf) -> Entry:
+    return Entry(KIND, 1.0, now + ttl_s)
 
 
-ENTRY_BYTES = 2 + len(entry().record) + OVERHEAD_BYTES  # with a key of two bytes
+RECORD = encode(b"")
+ENTRY_BYTES = 2 + len(RECORD) + OVERHEAD_BYTES  # with a key of two bytes
 
 
 def streams() -> dict[str, list[int]]:
@@ -162,7 +163,7 @@ def test_lru_hits_are_those_of_a_naive_model(stream: str, num_fitting: int) -> N
         if hit:
             model.move_to_end(number)
         else:
-            tier.put(key, entry(), float(now))
+            tier.put(key, entry(), RECORD, float(now))
             model[number] = None
             if len(model) > num_fitting:
                 model.popitem(last=False)
@@ -174,7 +175,7 @@ def hits_of(policy: Any) -> list[bool]:
         [(b"aa", 90.0), (b"bb", 20.0), (b"bb", 20.0), (b"cc", 50.0)]
     ):
         if tier.get(KIND, key, now) is None:
-            tier.put(key, entry(now, ttl_s), now)
+            tier.put(key, entry(now, ttl_s), RECORD, now)
     return [tier.get(KIND, key, 5.0) is not None for key in (b"aa", b"bb", b"cc")]
 
 
@@ -214,7 +215,7 @@ def test_hits_are_settled_in_their_order_before_anything_else(quotas: Any) -> No
     rng = random.Random(3)
 
     def put(key: bytes, now: float) -> None:
-        tier.put(key, Entry(kinds[key[:1]], encode(b""), 2.0, math.inf), now)
+        tier.put(key, Entry(kinds[key[:1]], 2.0, math.inf), RECORD, now)
         expected.append(("insert", key, now))
 
     keys = [b"%s%d" % (kind, number) for kind in kinds for number in range(4)]
@@ -234,7 +235,7 @@ def test_hits_are_settled_in_their_order_before_anything_else(quotas: Any) -> No
         counters = tier.counters[kind]
         assert counters.hits == hits
         assert counters.saved_s == 2.0 * hits
-        assert counters.hit_bytes == hits * len(encode(b""))
+        assert counters.hit_bytes == hits * len(RECORD)
         told, due = ([c for c in calls if c[1][:1] == first] for calls in (log, expected))
         assert told == due
     assert quotas is not None or log == expected
@@ -249,7 +250,7 @@ def test_a_hit_that_is_noted_when_its_entry_has_left_is_counted_and_not_told() -
     residents.note_hit(resident, 1.0)
     residents.insert(b"bb", entry(), 10, 1.0)
     assert residents.counters[KIND].hits == 1
-    assert residents.make_room(b"cc", entry(), 95, 2.0)[1][0][0] == b"bb"
+    assert residents.make_room(b"cc", entry(), 95, 2.0)[1][0].key == b"bb"
 
 
 def test_ttl_breaks_ties_by_insertion() -> None:
@@ -265,9 +266,9 @@ def test_ttl_breaks_ties_by_insertion() -> None:
 def test_a_prototype_shares_no_state_with_the_tiers() -> None:
     prototype = Lru()
     first, second = L1(prototype, 2 * ENTRY_BYTES), L1(prototype, 2 * ENTRY_BYTES)
-    first.put(b"aa", entry(), 0.0)
+    first.put(b"aa", entry(), RECORD, 0.0)
     assert b"aa" in first
     for key in (b"bb", b"cc", b"dd"):
-        second.put(key, entry(), 0.0)
+        second.put(key, entry(), RECORD, 0.0)
     assert b"aa" in first
     assert len(second) == 2

@@ -139,15 +139,15 @@ def test_removed_is_gone_from_both_and_expire_drops_all_that_is_stale(tmp_path: 
     cache.close()
 
 
-def entry(value: object = VALUE, expires_s: float = 100.0) -> Entry:
-    return Entry(RESULT, encode(value), 1.0, expires_s)
+def entry(value: object = VALUE, expires_s: float = 100.0) -> tuple[Entry, bytes]:
+    return Entry(RESULT, 1.0, expires_s), encode(value)
 
 
 def test_ssd_tier_reopens_with_values_expiry_and_order(tmp_path: Path) -> None:
     folder = tmp_path / "l2"
     store = L2(Lru(), 1 << 20, folder)
     for number in range(10):
-        store.put(key(number), entry(number, 50.0 + number), float(number))
+        store.put(key(number), *entry(number, 50.0 + number), float(number))
     size = store.num_bytes // 10
     store.remove(key(5))
     store.close()
@@ -169,7 +169,7 @@ def test_flipped_bytes_on_disk_are_misses_never_wrong_values(tmp_path: Path, suf
     """The files are those of a process that was killed: copied while the store is open."""
     store = L2(Lru(), 1 << 22, tmp_path / "l2")
     for number in range(300):
-        store.put(key(number), entry([number, "x" * 500]), 0.0)
+        store.put(key(number), *entry([number, "x" * 500]), 0.0)
     if suffix == "sst":
         store._store._db.flush()
     num_hits = []
@@ -200,14 +200,14 @@ def test_a_store_that_is_damaged_as_a_whole_starts_empty_and_works(
     tmp_path: Path, name: str
 ) -> None:
     store = L2(Lru(), 1 << 20, tmp_path)
-    store.put(key(1), entry(1), 0.0)
+    store.put(key(1), *entry(1), 0.0)
     store.close()
     for path in tmp_path.glob(f"*/{name}"):
         path.write_bytes(b"garbage" * 20)
     store = L2(Lru(), 1 << 20, tmp_path)
     found = store.get(RESULT, key(1), 1.0)
     assert found is None or found.value == 1
-    assert store.put(key(2), entry(2), 0.0)
+    assert store.put(key(2), *entry(2), 0.0)
     found = store.get(RESULT, key(2), 1.0)
     assert found is not None
     assert found.value == 2
@@ -229,12 +229,12 @@ def test_what_is_stale_leaves_before_what_is_fresh() -> None:
 def test_a_record_changed_behind_our_back_is_a_counted_miss(tmp_path: Path) -> None:
     store = L2(Lru(), 1 << 20, tmp_path)
     for number in range(4):
-        store.put(key(number), entry(number), 0.0)
+        store.put(key(number), *entry(number), 0.0)
     stored = store._store._db.get(key(0))
     for position in range(0, len(stored) * 8, 7):
         flipped = bytearray(stored)
         flipped[position // 8] ^= 1 << position % 8
-        store.put(key(0), entry(0, 101.0 + position), 0.0)
+        store.put(key(0), *entry(0, 101.0 + position), 0.0)
         store._store._db.put(key(0), bytes(flipped))
         assert store.get(RESULT, key(0), 1.0) is None
     store._store._db.put(key(1), store._store._db.get(key(2)))  # whole, but another key's
@@ -318,7 +318,7 @@ def test_ram_tier_never_holds_more_than_its_capacity_under_many_threads() -> Non
             number = int(rng.integers(60))
             found = tier.get(RESULT, key(number), float(step))
             if found is None:
-                tier.put(key(number), entry(str(number) * 20, step + 50.0), float(step))
+                tier.put(key(number), *entry(str(number) * 20, step + 50.0), float(step))
             elif found.value != str(number) * 20:
                 wrong.append(found.value)
             if step % 97 == 0:
