@@ -4,7 +4,7 @@
         answer = cache.get_or_compute(question, lambda: ask_model(question))
 
 Keys are read by type: the same key under two types is two entries. Values are kept encoded, never
-pickled, and every caller gets a copy of its own.
+pickled, and every caller gets a copy of what could be changed.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class AggressiveCache:
     def get(
         self, key: Key, cache_type: CacheType = CacheType.QUERY_RESULT, default: Any = None
     ) -> Any:
-        """The value kept under this key and type, as a copy of its own, or `default`."""
+        """The value kept under this key and type, as a copy if it could be changed, or `default`."""
         if self._is_shut_down:
             self._check_open()
         if type(key) is str and type(cache_type) is CacheType:  # most are: no call to spare

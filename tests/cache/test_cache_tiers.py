@@ -6,12 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from capibench.cache import l1 as l1_module
 from capibench.cache.envelope import encode
@@ -57,6 +60,28 @@ def test_changing_a_value_outside_changes_nothing_inside() -> None:
     served = cache.lookup(VECTOR, key(1), 0.0).value
     served[:] = -2
     np.testing.assert_array_equal(cache.lookup(VECTOR, key(1), 0.0).value, np.arange(8))
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.binary(max_size=9),
+    st.text(st.characters(exclude_categories=()), max_size=9), st.lists(st.integers(), max_size=3),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=st.lists(VALUES, min_size=1, max_size=30))
+def test_every_value_is_the_same_from_ram_and_moved_down(values: list[object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        cache = two_tiers(Path(folder), l1_slots=8)
+        for number, value in enumerate(values):
+            cache.put(RESULT, key(number), value, 1.0, 0.0)
+            assert repr(cache.lookup(RESULT, key(number), 0.0).value) == repr(value)
+        assert (cache.stats()["tiers"]["l2"]["entries"] > 0) == (len(values) > 8)
+        for number, value in enumerate(values):
+            found = cache.lookup(RESULT, key(number), 0.0)
+            assert found.is_hit
+            assert repr(found.value) == repr(value)  # its type, and -0.0, too
+        cache.close()
 
 
 def test_each_type_expires_exactly_at_its_time() -> None:
