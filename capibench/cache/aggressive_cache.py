@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -35,7 +36,8 @@ from capibench.cache.keys import CacheType, KeyPrefix, cache_key
 from capibench.cache.l1 import L1
 from capibench.cache.l2 import L2
 from capibench.cache.public_stats import public_stats
-from capibench.cache.strategy_choice import CacheStrategy, build_policy
+from capibench.cache.strategy_choice import CacheStrategy, build_policy, build_prefetch
+from capibench.cache.tender import Tender
 from capibench.cache.tiered import TieredCache
 from capibench.cache.user_keys import Key, key_parts
 from capibench.errors import ConfigError
@@ -74,8 +76,13 @@ class AggressiveCache:
         float16_embeddings: keep float32 arrays of the type EMBEDDING as float16, half the bytes;
             they come back rounded to 11 bits.
         custom_config: values of the strategy, over those of `conf/cache`.
-        clock: seconds that never go back, from one process to the next; default: wall time at the
-            start, advanced by the monotonic clock.
+        prefetch: bring what followed a key before from SSD into RAM once that key was asked for;
+            True, or values over those of `conf/cache/prefetch/followers.yaml`. A thread does it
+            once a `get` or `get_or_compute` is done. It pays where keys come in sequences, and
+            elsewhere switches itself off (`get_cache_stats()["prefetch"]` tells), but goes on
+            learning, which takes the interpreter some 10 us for each access.
+        clock: seconds that never go back, from one process to the next, asked from any thread;
+            default: wall time at the start, advanced by the monotonic clock.
 
     Raises:
         ConfigError: naming the argument that is wrong; also when another process uses the folder.
@@ -97,6 +104,7 @@ class AggressiveCache:
         compress: bool = True,
         float16_embeddings: bool = False,
         custom_config: Mapping[str, Any] | None = None,
+        prefetch: bool | Mapping[str, Any] = False,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.strategy = checked_strategy(strategy)
@@ -114,6 +122,9 @@ class AggressiveCache:
         except ValueError as error:
             raise ConfigError("", str(error)) from error
         policy, self._settings = build_policy(self.strategy, custom_config or {})
+        followers = build_prefetch(prefetch)
+        if followers is not None and l2_size_mb is None:
+            raise ConfigError("prefetch", f"got {prefetch!r}; expected an SSD tier (l2_size_mb)")
         self._now = _continued_clock() if clock is None else clock
         folder = home() / "cache" if l2_cache_dir is None else Path(l2_cache_dir)
         l1 = L1(policy, int(l1_size_mb * MIB), shares)
@@ -138,7 +149,9 @@ class AggressiveCache:
             ttl_jitter=ttl_jitter,
             rng=np.random.default_rng(seed),
             half_types=(CacheType.EMBEDDING,) if float16_embeddings else (),
+            prefetch=followers,
         )
+        self._tender = None if followers is None else self._tended()
         self._computations = Computations(
             self._tiers, self._now, serves_stale=stale_while_revalidate_seconds > 0
         )
@@ -190,6 +203,8 @@ class AggressiveCache:
         else:
             kind, digest, _ = self._locate(key, cache_type)
         value, tier, _ = self._tiers.lookup(kind, digest, self._now())
+        if self._tender is not None:
+            self._tender.call()
         return value if tier == "l1" or tier == "l2" else default
 
     def get_or_compute(
@@ -210,7 +225,10 @@ class AggressiveCache:
             tags: or a function that reads them off the value.
         """
         wanted = self._wanted(key, cache_type, ttl_seconds, tags)
-        return self._computations.get_or_compute(wanted, compute)
+        try:
+            return self._computations.get_or_compute(wanted, compute)
+        finally:
+            self._looked_up()
 
     async def get_or_compute_async(
         self,
@@ -222,7 +240,10 @@ class AggressiveCache:
     ) -> Any:
         """`get_or_compute` for coroutines. If who computes is cancelled, another one does it."""
         wanted = self._wanted(key, cache_type, ttl_seconds, tags)
-        return await self._computations.get_or_compute_async(wanted, compute)
+        try:
+            return await self._computations.get_or_compute_async(wanted, compute)
+        finally:
+            self._looked_up()
 
     def invalidate(self, key: Key, cache_type: CacheType | None = None) -> bool:
         """Remove the entries under this key, of one type or (None) of all; whether there were any.
@@ -272,6 +293,8 @@ class AggressiveCache:
         Again: nothing."""
         self._is_shut_down = True
         self._computations.shutdown()
+        if self._tender is not None:
+            self._tender.shutdown()
         self._tiers.close()
 
     def __enter__(self) -> AggressiveCache:
@@ -284,6 +307,17 @@ class AggressiveCache:
         traceback: TracebackType | None,
     ) -> None:
         self.shutdown()
+
+    def _tended(self) -> Tender:
+        """Who prefetches. It does not know this object, so that one that is dropped ends it."""
+        tiers, now = self._tiers, self._now
+        tender = Tender(lambda: tiers.tend(now()))
+        finalize(self, tender.shutdown)
+        return tender
+
+    def _looked_up(self) -> None:
+        if self._tender is not None:
+            self._tender.call()
 
     def _start_epoch(self, epoch: str) -> None:
         if not isinstance(epoch, str):

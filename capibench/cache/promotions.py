@@ -59,6 +59,7 @@ class Promotions:
         self._prefetcher = choice.prefetcher()
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self.note = self._events.append
+        self._turn = threading.Lock()  # of the one thread that tends
         self._lock = threading.Lock()
         self._is_closed = False
         self._tending_s = 0.0
@@ -73,28 +74,13 @@ class Promotions:
             promote: bring a key into RAM and note so; the seconds of reading it, or None where it
                 was not to be brought.
         """
-        if not self._lock.acquire(blocking=False):
+        if not self._turn.acquire(blocking=False):
             return 0
         try:
-            begin_s = perf_counter()
-            self._catch_up()
-            oldest = self._prefetcher.oldest_open()
-            if oldest is not None and not is_in_l1(oldest):
-                self._prefetcher.left(oldest)  # it expired
-            num_promoted = 0
-            while num_promoted < self._most_per_turn and not self._is_closed:
-                key = self._prefetcher.wanted()
-                if key is None:
-                    break
-                read_s = promote(key)
-                if read_s is not None:
-                    self._reading_s += read_s
-                    num_promoted += 1
-                    self._catch_up()
-            self._tending_s += perf_counter() - begin_s
-            return num_promoted
+            with self._lock:
+                return self._tend(promote, is_in_l1)
         finally:
-            self._lock.release()
+            self._turn.release()
 
     def stats(self) -> dict[str, Any]:
         """All figures as JSON; `precision` is None where nothing was settled."""
@@ -120,6 +106,27 @@ class Promotions:
     def close(self) -> None:
         """Prefetch nothing from now on."""
         self._is_closed = True
+
+    def _tend(
+        self, promote: Callable[[bytes], float | None], is_in_l1: Callable[[bytes], bool]
+    ) -> int:
+        begin_s = perf_counter()
+        self._catch_up()
+        oldest = self._prefetcher.oldest_open()
+        if oldest is not None and not is_in_l1(oldest):
+            self._prefetcher.left(oldest)  # it expired
+        num_promoted = 0
+        while num_promoted < self._most_per_turn and not self._is_closed:
+            key = self._prefetcher.wanted()
+            if key is None:
+                break
+            read_s = promote(key)
+            if read_s is not None:
+                self._reading_s += read_s
+                num_promoted += 1
+                self._catch_up()
+        self._tending_s += perf_counter() - begin_s
+        return num_promoted
 
     def _catch_up(self) -> None:
         figures, events = self._prefetcher, self._events

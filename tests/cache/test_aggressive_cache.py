@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -169,6 +170,18 @@ def test_keys_of_any_plain_type_and_none_of_them_meets_another(make: Any) -> Non
         ({"stale_while_revalidate_seconds": -1}, "stale_while_revalidate_seconds: got -1"),
         ({"epoch": 3}, "epoch: got 3; expected a str"),
         ({"custom_config": {"window": 1}}, "custom_config.window: got 1; expected one of: none"),
+        ({"prefetch": True}, "prefetch: got True; expected an SSD tier (l2_size_mb)"),
+        ({"prefetch": 1}, "prefetch: got 1; expected True, False, or its values"),
+        ({"prefetch": "followers"}, "prefetch: got 'followers'; expected True, False"),
+        ({"prefetch": {"windows": 4}}, "prefetch.windows: got 4; expected one of: window, "),
+        ({"prefetch": {"window": 0}}, "prefetch.window: got 0; expected at least 1"),
+        ({"prefetch": {"window": "4"}}, "prefetch.window: got '4' (str); expected int"),
+        ({"prefetch": {"rule": True}}, "prefetch.rule: got True; expected values of it"),
+        ({"prefetch": {"rule": {"least": 1}}}, "prefetch.rule.least: got 1; expected one of: "),
+        (
+            {"prefetch": {"rule": {"confidence": 1}}},
+            "prefetch.rule.confidence: got 1.0; expected between 0 and 1",
+        ),
     ],
 )
 def test_wrong_settings_are_named(make: Any, arguments: dict[str, Any], message: str) -> None:
@@ -543,3 +556,143 @@ def test_a_stale_value_is_served_to_coroutines_too(
 
     asyncio.run(main())
     assert "could not be computed anew" in caplog.text
+
+
+# Prefetching. The clock stands still; threads are waited for by what they have counted.
+
+
+def ask_until(cache: AggressiveCache, is_done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Ask for 40 keys in turn, of which eight fit into RAM, until the statistics of prefetching
+    are so, and return them."""
+    while True:
+        for number in range(40):
+            if cache.get(f"k{number}") is None:
+                cache.set(f"k{number}", "v" * 100)
+            threading.Event().wait(0.0005)  # leaves the interpreter to the others
+            if is_done(stats := cache.get_cache_stats()["prefetch"]):
+                return stats
+
+
+PREFETCHES: dict[str, Any] = {"l1_size_mb": 0.008, "l2_size_mb": 1, "prefetch": True}
+
+
+def test_what_comes_next_is_brought_into_ram_between_the_calls(make: Any) -> None:
+    assert make().get_cache_stats()["prefetch"] is None
+    cache = make(**PREFETCHES)
+    assert "cache-tender" not in {thread.name for thread in threading.enumerate()}
+    assert cache.get_cache_stats()["prefetch"]["mode"] == "trial"
+    prefetch = ask_until(cache, lambda stats: stats["mode"] == "on" and stats["used"] > 200)
+    assert prefetch["prefetched"] == prefetch["used"] + prefetch["unused"] + prefetch["open"]
+    stats = cache.get_cache_stats()
+    assert stats["l1_cache"]["hits"] > 200
+    assert stats["l2_cache"]["stored"] >= 32
+    assert json.loads(json.dumps(stats)) == stats
+
+
+def test_prefetching_takes_values_over_those_of_the_configuration(make: Any) -> None:
+    rule = {"trial_prefetches": 16, "block_prefetches": 16}
+    cache = make(**{**PREFETCHES, "prefetch": {"window": 2, "rule": rule}})
+    prefetch = ask_until(cache, lambda stats: stats["mode"] == "on")
+    assert prefetch["switched"][1]["settled"] <= 16
+
+
+def test_who_computes_on_a_miss_prefetches_too(make: Any) -> None:
+    cache = make(**PREFETCHES)
+
+    async def compute() -> str:
+        return "v" * 100
+
+    async def ask() -> None:
+        while cache.get_cache_stats()["prefetch"]["prefetched"] < 5:
+            for number in range(40):
+                await cache.get_or_compute_async(f"k{number}", compute)
+
+    asyncio.run(ask())
+    cache.shutdown()
+    other = make(**PREFETCHES)
+    while other.get_cache_stats()["prefetch"]["prefetched"] < 5:
+        for number in range(40):
+            other.get_or_compute(f"k{number}", lambda: "v" * 100)
+
+
+@pytest.mark.parametrize("how", ["shut down", "dropped"])
+def test_the_thread_that_prefetches_ends_with_its_cache(tmp_path: Path, how: str) -> None:
+    cache = AggressiveCache(**PREFETCHES, l2_cache_dir=tmp_path, clock=Clock())
+    cache.get("k")
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "cache-tender"]
+    if how == "shut down":
+        cache.shutdown()
+        assert cache.get_cache_stats()["prefetch"]["prefetched"] == 0
+    del cache
+    thread.join(60)
+    assert not thread.is_alive()
+    AggressiveCache(**PREFETCHES, l2_cache_dir=tmp_path, clock=Clock()).shutdown()
+
+
+def test_shutting_down_waits_for_nobody_who_prefetches(make: Any) -> None:
+    """The clock is asked before each turn: a thread that hangs there holds no lock."""
+    hangs, release = threading.Event(), threading.Event()
+
+    def clock() -> float:
+        if threading.current_thread().name == "cache-tender":
+            hangs.set()
+            release.wait(60)
+        return 0.0
+
+    cache = make(**PREFETCHES, clock=clock)
+    cache.set("k", 1)
+    assert cache.get("k") == 1
+    assert hangs.wait(60)
+    assert cache.get("k") == 1, "look-ups do not wait either"
+    cache.shutdown()
+    assert not release.is_set()
+    release.set()
+
+
+def test_threads_ask_while_another_one_prefetches_and_changes_are_seen(make: Any) -> None:
+    cache = make(**PREFETCHES)
+    versions, wrong = [0] * 40, list[int]()
+
+    def work(part: int) -> None:
+        for number in 20 * list(range(40)):
+            at_least = versions[number]
+            found = cache.get(f"k{number}")
+            if found is not None and found[0] < at_least:
+                wrong.append(number)
+            if number % 4 == part:
+                cache.invalidate(f"k{number}")
+                versions[number] += 1
+                cache.set(f"k{number}", [versions[number], "v" * 90])
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert [cache.get(f"k{number}")[0] for number in range(40)] == versions
+    assert cache.get_cache_stats()["l2_cache"]["errors"] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_can_ask_and_the_parent_goes_on(tmp_path: Path) -> None:
+    """The child reads; the folder belongs to its parent. An exit without `shutdown` is clean."""
+    script = """
+import os, sys
+from capibench.cache import AggressiveCache
+cache = AggressiveCache(0.008, 1, sys.argv[1], "lru", prefetch=True)
+for number in range(40):
+    cache.set(f"k{number}", number)
+    cache.get(f"k{number}")
+child = os.fork()
+if child == 0:
+    found = [cache.get(f"k{number}") for number in 3 * list(range(32, 40))]
+    os._exit(found != 3 * list(range(32, 40)))
+assert os.waitpid(child, 0)[1] == 0
+laps = [cache.get(f"k{number}") for number in 3 * list(range(40))]
+assert laps == 3 * list(range(40))
+"""
+    asked = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], timeout=60, capture_output=True, check=False
+    )
+    assert (asked.returncode, asked.stderr) == (0, b"")
