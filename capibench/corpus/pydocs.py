@@ -23,6 +23,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from capibench.corpus.corpus import (
@@ -222,14 +223,12 @@ def locate(packages: Iterable[str]) -> list[Source]:
     of the environment, anything else an importable top-level name.
     """
     sources: dict[str, Source] = {}
-    owners: dict[str, list[str]] | None = None
     for name in packages:
         if name == "stdlib":
             root = Path(sysconfig.get_paths()["stdlib"])
             sources[name] = Source("stdlib", platform.python_version(), root, "")
             continue
-        if owners is None:
-            owners = dict(importlib.metadata.packages_distributions())
+        owners = _owners()
         wanted = sorted(owners) if name == "installed" else [name]
         for module in wanted:
             if name == "installed" and (module.startswith("_") or not module.isidentifier()):
@@ -238,6 +237,12 @@ def locate(packages: Iterable[str]) -> list[Source]:
                 version = importlib.metadata.version(owners[module][0]) if module in owners else ""
                 sources[f"{module}:{root}"] = Source(module, version, root, module)
     return list(sources.values())
+
+
+@cache
+def _owners() -> dict[str, list[str]]:
+    """Distributions of every top-level name; finding them reads the file lists of all: seconds."""
+    return dict(importlib.metadata.packages_distributions())
 
 
 def harvest(package: str, version: str, root: Path, max_head_chars: int) -> list[DocObject]:

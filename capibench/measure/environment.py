@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def describe() -> dict[str, Any]:
     }
 
 
+@cache
 def _packages() -> dict[str, str]:
     """Version of every installed distribution. Each property of one parses its file anew."""
     parsed = (distribution.metadata for distribution in metadata.distributions())

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from capibench.config import conf_dir
-from capibench.run_folder import RunSpec
+from capibench.run_folder import NOT_PREPARED_EXIT, RunSpec
 from capibench.runner import main as runner_main
 
 # Small enough for a test, otherwise what a run is: real passages, real questions.
@@ -81,9 +81,11 @@ def run_here(tmp_path: Path, home: Path) -> Callable[..., Outcome]:
             position=None,
             home=str(home),
         ).write(run_dir)
-        code = runner_main(["prepare", str(run_dir)])
-        if code == 0:
-            code = runner_main(["measure", str(run_dir)])
+        code = runner_main(["measure", str(run_dir)])
+        if code == NOT_PREPARED_EXIT:
+            code = runner_main(["prepare", str(run_dir)])
+            if code == 0:
+                code = runner_main(["measure", str(run_dir)])
         return Outcome(run_dir, code)
 
     return run

@@ -21,7 +21,7 @@ NEEDED = {
     ],
     ("corpus", "squad"): [f"corpus.path={FIXTURES}/corpus/squad.json"],
     ("corpus", "pydocs"): ["corpus.max_passages=300"],
-    ("corpus", "pydocs_installed"): ["corpus.packages=[rich]", "corpus.max_passages=300"],
+    ("corpus", "pydocs_installed"): ["corpus.packages=[rich]", "corpus.max_passages=120"],
     ("batching", "continuous"): ["engine=transformers_continuous"],
     ("load", "replay"): [f"load.path={FIXTURES}/traces/azure_made.csv"],
     ("index_tuning", "recall_target"): ["index=ivf"],
@@ -101,6 +101,7 @@ def test_choice_runs(
     small = [
         "load.num_requests=6",
         "load.warmup_requests=2",
+        "load.max_new_tokens={short: 3, technical: 4, long: 6, coding: 4}",
         *(["load.rate_per_s=50"] if group != "load" else []),
         *(["corpus.max_passages=300"] if group not in ("corpus", "quantization") else []),
         *(["tracking=none"] if group != "tracking" else []),

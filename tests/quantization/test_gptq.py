@@ -272,12 +272,16 @@ def assert_same_numbers(folder, theirs):
         assert torch.equal(ours.T, theirs[name]), name
 
 
+# gptqmodel compiles what multiplies out a layer; that takes longer here than all of the work.
+READING = {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"}
+
+
 def run_script(script, *arguments):
     """Standard output of `script` in a process of its own; gptqmodel must not enter this one."""
     with TemporaryDirectory() as scratch:
         ended = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script, *arguments],
-            env=os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"},
+            env=os.environ | READING,
             cwd=scratch, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]

@@ -29,6 +29,12 @@ STUDY = Path(__file__).parents[1] / "fixtures" / "study"
 SCHEMA = Path(__file__).parents[2] / "capibench" / "run_schema.json"
 
 
+@pytest.fixture(scope="module")
+def page() -> str:
+    """The fixture as it is, drawn once: figures take seconds."""
+    return render(read_study(STUDY))
+
+
 @pytest.fixture
 def study_dir(tmp_path: Path) -> Path:
     """A copy of the fixture that a test may change."""
@@ -68,8 +74,7 @@ def test_schema_refuses_an_unknown_value_without_a_reason() -> None:
         jsonschema.validate(document, schema)
 
 
-def test_page_shows_every_number_of_every_run() -> None:
-    page = render(read_study(STUDY))
+def test_page_shows_every_number_of_every_run(page: str) -> None:
     for run in read_study(STUDY).runs:
         for metric in COLUMNS:
             value = run.value(metric).value
@@ -94,8 +99,8 @@ def test_page_escapes_what_runs_say(study_dir: Path) -> None:
     assert "<script>" not in render(read_study(study_dir))
 
 
-def test_the_same_runs_give_the_same_page() -> None:
-    assert render(read_study(STUDY)) == render(read_study(STUDY))
+def test_the_same_runs_give_the_same_page(page: str) -> None:
+    assert render(read_study(STUDY)) == page
 
 
 def test_figures_are_described_and_labelled() -> None:
@@ -326,14 +331,14 @@ def without_interval(value: float) -> dict[str, Any]:
     return {"value": value, "low": None, "high": None, "n": None, "flags": []}
 
 
-def test_a_tail_of_few_samples_is_marked_in_every_table() -> None:
+def test_a_tail_of_few_samples_is_marked_in_every_table(page: str) -> None:
     study = read_study(STUDY)
     (block, _) = blocks(study)
     column = block.columns.index("latency.e2e.p99_ms")
     assert all(row.cells[column].few_samples for row in block.rows)
     assert block.rows[0].cells[column].plain().startswith("~")
     assert "~ too few" in markdown_table(study)
-    assert "~</span>" in render(study)
+    assert "~</span>" in page
 
 
 @pytest.mark.parametrize(
