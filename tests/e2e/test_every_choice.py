@@ -58,12 +58,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def short_texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that choose a hundred short passages, half of them held out: quantizing reads some
+    """Overrides that choose fifty short passages, half of them held out: quantizing reads some
     of them and judging all the others, token by token."""
     folder = tmp_path_factory.mktemp("short_texts")
     passages, questions = folder / "passages.jsonl", folder / "questions.jsonl"
     with passages.open("w") as passage_lines, questions.open("w") as question_lines:
-        for n in range(100):
+        for n in range(50):
             text = f"The {n}th of {n * n} numbers is {n * 7919 % 1000}, said nobody ever."
             passage = {"id": f"p{n}", "text": text}
             question = {
