@@ -2,7 +2,7 @@
 
 A state machine submits bursts of requests at equal timestamps to a batcher whose engine has slow
 and poisoned items and crashes now and then, cancels clients, fills the queue, pauses, and stops
-while work is queued. 50,000 requests under virtual time in all, some under real time.
+while work is queued. 100,000 requests under virtual time in all, some under real time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from capibench.config import build
 from capibench.errors import DeadlinePassed, QueueFull, RequestFailed, RequestShed, WorkerBroken
 
 INFINITY = float("inf")
-NUM_VIRTUAL = 50_000  # requests in all, over all strategies
+NUM_VIRTUAL = 100_000  # requests in all, over all strategies
 NUM_REAL = 100  # per strategy
 CHOICES = {name: load_choice("batching", name) for name in choices("batching")}
 
