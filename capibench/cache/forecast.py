@@ -23,6 +23,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal
 
+from capibench.cache.policy import PolicyMemory
+
 _FEW = 16  # a turnover is not counted in fewer entries than these
 _COMPACT_FROM = 64
 _NEWTON_STEPS = 3
@@ -82,6 +84,11 @@ class Forecast:
         self._known, self._ghosts, self._heap = {}, OrderedDict(), []
         self._going_rate = None
         self._leaving = None
+
+    @property
+    def memory(self) -> PolicyMemory:
+        """The rates, in places on the heap, and those of ghosts with their keys."""
+        return PolicyMemory(160 + math.ceil(200 * self.ghosts_per_resident))
 
     def on_insert(self, key: bytes, size: int, cost_s: float, now: float, expires_s: float) -> None:
         state = self._ghosts.pop(key, None)

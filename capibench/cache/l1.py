@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from capibench.cache.envelope import decode_trusted, encode, shareable
 from capibench.cache.keys import CacheType
-from capibench.cache.policy import EvictionPolicy
+from capibench.cache.policy import EvictionPolicy, memory_of
 from capibench.cache.residents import (
     MAX_NOTED,
     Counters,
@@ -20,10 +20,10 @@ from capibench.cache.residents import (
 )
 
 # What Python needs per entry beside key, record and labels: object headers, the places in the
-# tables, in the expiry heap and in the policy's order. Measured with tracemalloc at 2,000 and
-# 22,000 entries: 605-805 under most policies, 860 under `Lfu`, 930 under `Gdsf`. `Adaptive` and
-# `Predictive` hold their miniatures on top of that.
-OVERHEAD_BYTES = 832
+# tables, in the policy's order and in the expiry heap, which may hold as many that are gone.
+# Measured with tracemalloc under `Lru`, at most, at 500 and 2,000 entries: 939 and 924. What a
+# policy needs beyond its order comes on top (`policy.PolicyMemory`).
+OVERHEAD_BYTES = 944
 
 
 class Lookup(NamedTuple):
@@ -53,7 +53,8 @@ class Displaced(NamedTuple):
 
 
 class L1:
-    """Thread-safe; never more than `capacity_bytes` (keys, encoded values, labels, overhead)."""
+    """Thread-safe; never more than `capacity_bytes` (keys, encoded values, labels, overhead, and
+    what the policy holds itself)."""
 
     def __init__(
         self,
@@ -61,7 +62,9 @@ class L1:
         capacity_bytes: int,
         quotas: Mapping[CacheType, float] | None = None,
     ) -> None:
-        self._residents = Residents(policy, capacity_bytes, OVERHEAD_BYTES, quotas)
+        self._residents = Residents(
+            policy, capacity_bytes, OVERHEAD_BYTES, quotas, holds=memory_of(policy)
+        )
         self._find = self._residents.get
         self._noted = self._residents.noted
         self._lock = threading.Lock()

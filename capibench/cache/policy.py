@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+_MOST_SET_ASIDE = 0.25  # of a tier, for a policy's sample
 
 
 @runtime_checkable
@@ -56,6 +58,40 @@ class TakesHitsTogether(Protocol):
 
     def on_hits(self, keys: Sequence[bytes]) -> None:
         """The same as `on_hit` of each key, in this order."""
+
+
+class PolicyMemory(NamedTuple):
+    """Bytes of RAM that a policy takes beyond an order of the resident keys, at most; measured
+    with tracemalloc."""
+
+    per_entry: int  # for each resident
+    per_sampled: int = 0  # more for each of those in a sample
+    most_sampled: int = 0  # residents; in a smaller tier all of them are
+
+    def charge(self, capacity_bytes: int) -> tuple[int, int]:
+        """What a tier of that size sets aside, and what it charges for each entry on top: the
+        sample as a whole where that is little, else as if every resident were in it."""
+        whole_bytes = self.per_sampled * self.most_sampled
+        if whole_bytes <= _MOST_SET_ASIDE * capacity_bytes:
+            return whole_bytes, self.per_entry
+        return 0, self.per_entry + self.per_sampled
+
+
+NO_MEMORY = PolicyMemory(0)
+
+
+@runtime_checkable
+class TakesMemory(Protocol):
+    """A policy that holds more than an order of the resident keys, such as ghosts or miniatures."""
+
+    @property
+    def memory(self) -> PolicyMemory:
+        """How much, at most."""
+
+
+def memory_of(policy: EvictionPolicy) -> PolicyMemory:
+    """What `policy` takes beyond an order of the keys."""
+    return policy.memory if isinstance(policy, TakesMemory) else NO_MEMORY
 
 
 def fresh(prototype: EvictionPolicy, capacity_bytes: int) -> EvictionPolicy:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from capibench.cache.expiry import ExpiryOrder
 from capibench.cache.keys import CacheType
-from capibench.cache.policy import EvictionPolicy, TakesHitsTogether, fresh
+from capibench.cache.policy import NO_MEMORY, EvictionPolicy, PolicyMemory, TakesHitsTogether, fresh
 
 # What a label costs in RAM beside its text: the string's header, and places in the tables of tags.
 # Measured with tracemalloc at 2,000 and 22,000 entries; a tag that many entries carry costs more
@@ -76,13 +76,17 @@ def new_counters() -> dict[CacheType, Counters]:
 class _Part:
     """The room of one type with a quota, or of all types without."""
 
-    __slots__ = ("_on_hits", "capacity_bytes", "num_bytes", "policy")
+    __slots__ = (
+        "_on_hits", "capacity_bytes", "entry_bytes", "num_bytes", "policy", "set_aside_bytes",
+    )  # fmt: skip
 
-    def __init__(self, policy: EvictionPolicy, capacity_bytes: int) -> None:
+    def __init__(self, policy: EvictionPolicy, capacity_bytes: int, holds: PolicyMemory) -> None:
+        self.set_aside_bytes, self.entry_bytes = holds.charge(capacity_bytes)
+        capacity_bytes -= self.set_aside_bytes
         self.policy = fresh(policy, capacity_bytes)
         together = self.policy if isinstance(self.policy, TakesHitsTogether) else None
         self._on_hits = None if together is None else together.on_hits
-        self.capacity_bytes = capacity_bytes
+        self.capacity_bytes = capacity_bytes  # for entries
         self.num_bytes = 0
 
     def settle(self, hits: list[tuple[Resident, float]]) -> None:
@@ -137,20 +141,28 @@ class Residents:
         capacity_bytes: int,
         overhead_bytes: int,
         quotas: Mapping[CacheType, float] | None = None,
+        *,
+        holds: PolicyMemory = NO_MEMORY,
     ) -> None:
-        """`quotas`: the share of the tier that a type has to itself; others never take from it,
-        and it takes no more. Types without one share the rest."""
+        """
+        Args:
+            quotas: the share of the tier that a type has to itself; others never take from it, and
+                it takes no more. Types without one share the rest.
+            holds: what the policy takes itself where the tier is charged for that; once for each
+                type with a quota, which has a policy of its own, and once for the rest.
+        """
         if capacity_bytes < 1:
             raise ValueError(f"capacity_bytes: got {capacity_bytes}; expected at least 1")
         self.capacity_bytes = capacity_bytes
-        self.num_bytes = 0
         self._counters = new_counters()
         own = {kind: int(share * capacity_bytes) for kind, share in (quotas or {}).items()}
-        rest = _Part(policy, max(1, capacity_bytes - sum(own.values())))
+        rest = _Part(policy, max(1, capacity_bytes - sum(own.values())), holds)
         self._parts = {
-            kind: _Part(policy, max(1, own[kind])) if kind in own else rest for kind in CacheType
+            kind: _Part(policy, max(1, own[kind]), holds) if kind in own else rest
+            for kind in CacheType
         }
         self._distinct_parts = list(dict.fromkeys(self._parts.values()))
+        self.num_bytes = sum(part.set_aside_bytes for part in self._distinct_parts)
         self._overhead_bytes = overhead_bytes
         self._residents: dict[bytes, Resident] = {}
         self.get = self._residents.get  # a resident by its key, or None
@@ -192,7 +204,7 @@ class Residents:
 
     def size_of(self, key: bytes, entry: Entry, record_bytes: int) -> int:
         """Bytes that `entry` takes here: key, stored record, labels and overhead per entry."""
-        size = len(key) + record_bytes + self._overhead_bytes
+        size = len(key) + record_bytes + self._overhead_bytes + self._parts[entry.kind].entry_bytes
         if entry.name:
             size += _NAME_BYTES + len(entry.name)
         for tag in entry.tags:

@@ -11,7 +11,7 @@ import pytest
 
 from capibench.cache.ceiling import ceiling_facts
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
+from capibench.cache.l1 import L1, OVERHEAD_BYTES
 from capibench.cache.policies.lru import Lru
 from capibench.cache.tiered import TieredCache
 
@@ -34,11 +34,11 @@ def rows(asked: str, num_warmup: int, result_cache: str = "miss") -> pd.DataFram
 
 def stats(num_entries: int, num_stored: int = 4) -> dict[str, Any]:
     """Of a cache with room for so many answers."""
-    l1 = L1(Lru(), 1000 * num_entries)
+    l1 = L1(Lru(), 1200 * num_entries)
     cache = TieredCache(l1, None, {RESULT: 100.0})
-    overhead = 16 + 5 + 832
+    overhead = 16 + 5 + OVERHEAD_BYTES
     for number in range(num_stored):
-        cache.put(RESULT, cache_key(RESULT, str(number)), bytes(1000 - overhead), 0.25, 0.0)
+        cache.put(RESULT, cache_key(RESULT, str(number)), bytes(1200 - overhead), 0.25, 0.0)
         cache.lookup(RESULT, cache_key(RESULT, str(number)), 1.0)
     return cache.stats()
 

@@ -35,8 +35,8 @@ from zlib import crc32
 
 from capibench.cache.forecast import Forecast
 from capibench.cache.leads import Leads
-from capibench.cache.policy import EvictionPolicy
-from capibench.cache.simulated import SimulatedTier
+from capibench.cache.policy import EvictionPolicy, PolicyMemory, memory_of
+from capibench.cache.simulated import SIMULATED_ENTRY_BYTES, SimulatedTier
 
 _SHOWN_PER_ACCESS = 16  # residents that a new directory is shown with each access
 _MAX_READS = 7  # that it sees of each of them
@@ -46,6 +46,7 @@ _RECENT_TURNOVERS = 0.15  # half-life of the share of hits that is called recent
 _CHOICES_KEPT = 1000
 _SHIFTED_BELOW = 0.8  # of the usual share: less than that recently, and something does better
 _LEAST_DISAGREEMENT = 0.02  # share of the accesses of which two experts make different things
+_RESIDENT_BYTES = 200  # what is known of each, measured with tracemalloc
 _SPREAD, _SHIFT = 0x165667B1, 24  # other bits of the hash than the frequency sketch uses
 
 _Access = Callable[[bytes, int, float, float, float], bool]
@@ -138,6 +139,14 @@ class Adaptive:
         self._sample_mask = 0
         self._start_miniatures(0.0)
         self._use(self._miniatures[0])
+
+    @property
+    def memory(self) -> PolicyMemory:
+        """The directory, under whichever expert, and the miniatures."""
+        simulated = [
+            SIMULATED_ENTRY_BYTES + memory_of(expert).per_entry for expert in self.experts.values()
+        ]
+        return PolicyMemory(_RESIDENT_BYTES + max(simulated), sum(simulated), self.sample_entries)
 
     @property
     def chosen(self) -> tuple[Chosen, ...]:

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+from capibench.cache.policy import PolicyMemory
 
 
 class _Lru:
@@ -43,6 +46,8 @@ class _Lru:
 @dataclass
 class Arc:
     """Every operation is O(1), or O(1) per ghost that is forgotten."""
+
+    memory: ClassVar[PolicyMemory] = PolicyMemory(64)  # ghosts with their keys
 
     _capacity: int = field(init=False, repr=False, compare=False)
     _target: float = field(init=False, repr=False, compare=False)  # p: bytes that T1 should have

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+from capibench.cache.policy import PolicyMemory
 
 _COMPACT_FROM = 64
 
@@ -21,6 +24,8 @@ _COMPACT_FROM = 64
 class Gdsf:
     """O(1) on a hit: priorities only rise, so that the heap may lag behind and is corrected when
     an old priority comes to its top; O(log n) amortised per eviction."""
+
+    memory: ClassVar[PolicyMemory] = PolicyMemory(192)  # a heap that may hold as many that are gone
 
     _age: float = field(init=False, repr=False, compare=False)
     _num_accesses: int = field(init=False, repr=False, compare=False)

@@ -13,12 +13,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+from capibench.cache.policy import PolicyMemory
 
 
 @dataclass
 class Lfu:
     """Lists of keys by priority; O(1) amortised, because the age only rises and by no more than
     there were accesses."""
+
+    memory: ClassVar[PolicyMemory] = PolicyMemory(160)  # lists by frequency
 
     _age: int = field(init=False, repr=False, compare=False)
     _accesses: dict[bytes, int] = field(init=False, repr=False, compare=False)

@@ -20,9 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from capibench.cache.forecast import Forecast
-from capibench.cache.lru_bound import LruBound
+from capibench.cache.lru_bound import BOUND_ENTRY_BYTES, LruBound
 from capibench.cache.policies.adaptive import Adaptive, Chosen
 from capibench.cache.policies.lru import Lru
+from capibench.cache.policy import PolicyMemory
 from capibench.cache.simulated import SimulatedTier
 
 _GUARD = "lru"
@@ -78,6 +79,12 @@ class Predictive:
         )
         self._num_changes = 0
         self._leaving = None
+
+    @property
+    def memory(self) -> PolicyMemory:
+        """What judges the forecasts, and the bound."""
+        guarded = self._guarded.memory
+        return guarded._replace(per_entry=guarded.per_entry + BOUND_ENTRY_BYTES)
 
     @property
     def chosen(self) -> tuple[Chosen, ...]:

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+from capibench.cache.policy import PolicyMemory
 
 _MAX_FREQUENCY = 3  # two bits
 
@@ -22,6 +25,8 @@ _MAX_FREQUENCY = 3  # two bits
 @dataclass
 class S3Fifo:
     """O(1) on a hit; an eviction takes one step per moved entry, each of which hits have paid."""
+
+    memory: ClassVar[PolicyMemory] = PolicyMemory(208)  # reads, and ghosts with their keys
 
     small_share: float  # of the tier's bytes
     promote_reads: int  # reads while in S that lead to M

@@ -14,13 +14,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from capibench.cache.frequency_sketch import FrequencySketch
+from capibench.cache.policy import PolicyMemory
 
 
 @dataclass
 class WTinyLfu:
     """Every operation is O(1)."""
+
+    memory: ClassVar[PolicyMemory] = PolicyMemory(80)  # the sketch
 
     window_share: float  # of the tier's bytes
     protected_share: float  # of the main space
