@@ -8,7 +8,7 @@ What making them cost is kept with them and reported as set-up cost by every run
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from capibench.index.index import Ids, TextIndex
 from capibench.index.recall import exact_search, recall_at_k, similarities_of
 from capibench.index.tuning.objective import RecallSample
 from capibench.model.recipe import ModelRecipe
+from capibench.progress import making
 from capibench.quantization.quantization import artifact_params
 from capibench.stack import Choices
 
@@ -72,7 +73,8 @@ class Preparation:
         def make(folder: Path) -> float:
             self.choices.embedder.open()
             begin_s = perf_counter()
-            passages = self._encode([p.text for p in self.corpus.passages])
+            with making("embedding the passages", len(self.corpus.passages)) as embedded:
+                passages = self._encode([p.text for p in self.corpus.passages], embedded)
             seconds = perf_counter() - begin_s
             np.save(folder / "passages.npy", passages)
             questions = self.corpus.questions_in("heldout")
@@ -81,12 +83,11 @@ class Preparation:
 
         return self.store.get_or_make("vectors", self._retrieval_key, make)
 
-    def _encode(self, texts: list[str]) -> Vectors:
-        encode = self.choices.embedder.encode
-        chunks = [
-            encode(texts[begin : begin + ENCODE_CHUNK])
-            for begin in range(0, len(texts), ENCODE_CHUNK)
-        ]
+    def _encode(self, texts: list[str], tell: Callable[[int], None] = lambda _: None) -> Vectors:
+        chunks = []
+        for begin in range(0, len(texts), ENCODE_CHUNK):
+            chunks.append(self.choices.embedder.encode(texts[begin : begin + ENCODE_CHUNK]))
+            tell(len(chunks[-1]))
         if not chunks:
             return np.zeros((0, self.choices.embedder.dimension), dtype=np.float32)
         return np.concatenate(chunks)

@@ -1,7 +1,9 @@
-"""A progress bar on standard error while a run's requests are answered."""
+"""Progress bars on standard error: of what is made once, and of a run's requests."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -9,6 +11,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from capibench.records import Phase, RequestRecord, RequestStatus
+
+
+@contextmanager
+def making(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """While something is made that takes minutes, once; yields what to tell how much more of it
+    is done."""
+    console = Console(stderr=True)
+    bar = RichProgress(
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        refresh_per_second=1,  # it takes the interpreter lock from what is being timed
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(f"{what} (once)", total=total)
+        yield lambda num: bar.update(task, advance=num)
 
 
 class Progress:
