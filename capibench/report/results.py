@@ -87,15 +87,20 @@ class Study:
 
     @cached_property
     def varying(self) -> tuple[str, ...]:
-        """Groups in which the runs differ, in the order of the pipeline."""
+        """Groups in which the runs differ, in the order of the pipeline; a part's own groups
+        (`cache/tiers`) where those runs differ that have the part."""
         finished = [run for run in self.runs if run.status is RunStatus.FINISHED]
         runs = finished if len(finished) > 1 else self.runs
         groups = sorted({group for run in runs for group in run.choices}, key=_place)
+
+        def differ(group: str) -> bool:
+            having = [run for run in runs if "/" not in group or group in run.choices]
+            return len({run.choices.get(group) for run in having}) > 1
+
         return tuple(
             group
             for group in groups
-            if group.partition("/")[0] not in _NOT_A_PART
-            and len({run.choices.get(group) for run in runs}) > 1
+            if group.partition("/")[0] not in _NOT_A_PART and differ(group)
         )
 
     def _unique_label(self, run: RunResult, seen: Counter[str]) -> str:

@@ -26,7 +26,7 @@ def requests(load: str, num_entries: int) -> list[int]:
     if load == "inserted":
         return list(range(num_entries))
     rng = np.random.default_rng(0)
-    return (rng.zipf(1.1, min(4 * num_entries, 50_000)) % (20 * num_entries)).tolist()
+    return (rng.zipf(1.1, 4 * num_entries) % (20 * num_entries)).tolist()
 
 
 def capacity_for(policy: EvictionPolicy, num_entries: int) -> int:

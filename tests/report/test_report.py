@@ -237,6 +237,19 @@ def test_labels_name_only_what_differs(study_dir: Path) -> None:
     assert "lru, load.num_requests=99" in labels
 
 
+def test_a_parts_own_choice_that_all_who_have_it_share_is_no_difference(study_dir: Path) -> None:
+    with_cache = [path for path in study_dir.glob("*/run.json") if has_cache(path)]
+    assert with_cache
+    for path in with_cache:
+        change(path.parent, **{"cell__choices__cache/misses": "alone"})
+    assert "cache" in read_study(study_dir).varying
+    assert "cache/misses" not in read_study(study_dir).varying
+
+
+def has_cache(path: Path) -> bool:
+    return bool(json.loads(path.read_text())["cell"]["choices"].get("cache") != "none")
+
+
 def only(study_dir: Path, *names: str) -> None:
     for run_dir in study_dir.iterdir():
         if run_dir.is_dir() and run_dir.name.removesuffix("-r0") not in names:
