@@ -195,7 +195,7 @@ class AggressiveCache:
     def get(
         self, key: Key, cache_type: CacheType = CacheType.QUERY_RESULT, default: Any = None
     ) -> Any:
-        """The value kept under this key and type, as a copy if it could be changed, or `default`."""
+        """The value kept under this key and type (a copy if it could be changed), or `default`."""
         if self._is_shut_down:
             self._check_open()
         if type(key) is str and type(cache_type) is CacheType:  # most are: no call to spare
