@@ -1,5 +1,5 @@
-"""What no cache could have hit in a run, from the run's own requests: a hit rate says little about
-a cache without what was there to be hit."""
+"""What the best cache could have hit in a run, from the run's own requests: a hit rate says little
+about a cache without what was there to be hit."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from capibench.records import Phase
 def ceiling_facts(rows: pd.DataFrame, stats: Mapping[str, Any]) -> dict[str, float | None]:
     """Facts by metric name, for look-ups of whole answers; {} for a run without any.
 
-    `infinite`: never forgets. `belady`: knows the future and holds as many answers as would fit
-    into all tiers together, at their mean size. Both store at the moment of asking, and nothing
-    goes stale. Warm-up requests fill them and are not counted, as in the run's own hit rate.
+    `infinite`: never forgets. `belady`: knows the future, and which of its hits count, and holds as
+    many answers as would fit into all tiers together, at their mean size: where answers differ in
+    size, a cache that prefers short ones may hit more. Both store at the moment of asking, and
+    nothing goes stale. Warm-up requests fill them and are not counted, as in the run's own hit
+    rate; what is held of them when counting begins is what the counted ones need.
 
     Args:
         rows: all of the run, with `RECORD_COLUMNS`.
@@ -39,7 +41,7 @@ def ceiling_facts(rows: pd.DataFrame, stats: Mapping[str, Any]) -> dict[str, flo
     num_entries = _room(stats["tiers"])
     belady = None
     if num_entries is not None:
-        belady = float(np.mean(belady_hits(trace, num_entries)[counted]))
+        belady = float(np.mean(belady_hits(trace, num_entries, counted)[counted]))
     facts["cache.result.belady_hit_rate"] = belady
     return facts
 

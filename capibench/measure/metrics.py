@@ -252,7 +252,7 @@ METRICS: tuple[Metric, ...] = (
         "share",
         "neither",
         "What a cache that knows the future would have hit with as many whole answers as fit into "
-        "the tiers: the ceiling beside the hit rate.",
+        "the tiers at their mean size: the ceiling beside the hit rate.",
     ),
     _fact(
         "cache.result.infinite_hit_rate",

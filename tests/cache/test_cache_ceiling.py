@@ -81,3 +81,9 @@ def test_what_is_not_known_is_not_made_up() -> None:
     emptied = stats(2)
     emptied["tiers"]["l1"]["by_type"]["query_result"] |= {"entries": 0, "bytes": 0}
     assert ceiling_facts(rows("aa", 0), emptied)["cache.result.belady_hit_rate"] is None
+
+
+def test_hits_that_do_not_count_are_not_preferred_to_those_that_do() -> None:
+    """During the warm-up `a` waits for one hit that counts while `b` and `c` come often."""
+    facts = ceiling_facts(rows("abcbcbcbca", num_warmup=9), stats(1))
+    assert facts["cache.result.belady_hit_rate"] == 1.0

@@ -22,6 +22,12 @@ Replay a stream of keys through cache policies, without models and values.
 SOURCE is a trace (.csv, .jsonl or .parquet; one access a row, or a list of keys) or the folder of a
 run. Columns that are named key, size, cost_s, time and ttl_s are found; others are named by options
 (nested JSON with dots: --key hash_ids.passages_ids). Sizes are bytes or shares of the working set.
+
+Beside the policies stands what knows the future, and which accesses come after the warm-up:
+  best possible (belady)  entries have one size and never go stale: no policy hits more, one as much
+  possible at most        otherwise, and for seconds: no policy has more, and perhaps none as much
+  belady (no bound)       there: keeps what is asked for soonest, whatever its size
+  infinite cache          never evicts; where entries go stale, evicting may hit more
 """
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import capibench
-from capibench.cache.replay.figures import pictures
+from capibench.cache.replay.figures import AT_MOST, BELADY, BEST, INFINITE, bound_name, pictures
 from capibench.cache.replay.replay import Outcome, Replayed
 from capibench.report import html as report_html
 from capibench.run_folder import write_json
@@ -37,12 +37,22 @@ def print_tables(replayed: Replayed, console: Console) -> None:
     )
     if replayed.left_out:
         console.print(f"left out: {replayed.left_out}")
-    console.print(_hits_table(replayed))
-    if any(ceiling.hit_ratio is not None for ceiling in replayed.ceilings):
-        title = "points of hit ratio below the best possible"
-        console.print(_table(replayed, title, lambda outcome: outcome.below_bound))
+    _print(console, "hit ratio, %", _hits_table(replayed))
+    bound = bound_name(replayed)
+    if bound is not None:
+        goal = "the best possible" if bound == BEST else "what is possible at most"
+        table = _table(replayed, lambda outcome: outcome.below_bound)
+        _print(console, f"points of hit ratio below {goal}", table)
     if replayed.infinite.saved_share is not None:
-        console.print(_seconds_table(replayed))
+        title = "seconds saved, % of what everything takes without a cache"
+        _print(console, title, _seconds_table(replayed))
+    if bound == AT_MOST or replayed.ceilings[0].saved_share is not None:
+        console.print(f"{AT_MOST}: no policy has more, and perhaps none has as much")
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    console.print(title, style="italic")  # a table's own title is wrapped to its width
+    console.print(table)
 
 
 def write_files(replayed: Replayed, folder: Path) -> list[Path]:
@@ -97,39 +107,39 @@ def _hits_table(replayed: Replayed) -> Table:
     }
     table = _table(
         replayed,
-        "hit ratio, %",
         lambda outcome: outcome.hit_ratio,
         {name: f"{speed:,.0f}" for name, speed in slowest.items()},
     )
     table.add_section()
-    beladys = [c.belady.hit_ratio for c in replayed.ceilings if c.belady is not None]
-    if beladys:
-        table.add_row("belady", *map(_percent, beladys))
+    bound = bound_name(replayed)
+    if bound is not None:
+        if bound != BEST:
+            beladys = [c.belady.hit_ratio for c in replayed.ceilings if c.belady is not None]
+            table.add_row(BELADY, *map(_percent, beladys))
+        table.add_row(bound, *(_percent(ceiling.hit_ratio) for ceiling in replayed.ceilings))
     infinite = _percent(replayed.infinite.hit_ratio)
-    table.add_row("infinite cache", *(infinite for _ in replayed.ceilings))
+    table.add_row(INFINITE, *(infinite for _ in replayed.ceilings))
     return table
 
 
 def _seconds_table(replayed: Replayed) -> Table:
-    title = "seconds saved, % of what everything takes without a cache"
-    table = _table(replayed, title, lambda outcome: outcome.saved_share)
+    table = _table(replayed, lambda outcome: outcome.saved_share)
     table.add_section()
     bounds = [ceiling.saved_share for ceiling in replayed.ceilings]
     if None not in bounds:
-        table.add_row("possible at most", *map(_percent, bounds))
+        table.add_row(AT_MOST, *map(_percent, bounds))
     infinite = _percent(replayed.infinite.saved_share)
-    table.add_row("infinite cache", *(infinite for _ in bounds))
+    table.add_row(INFINITE, *(infinite for _ in bounds))
     return table
 
 
 def _table(
     replayed: Replayed,
-    title: str,
     value: Callable[[Outcome], float | None],
     speeds: Mapping[str, str] | None = None,
 ) -> Table:
     """One row per policy, one column per size, and the requests/s of the slowest size."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0))
     table.add_column("policy", no_wrap=True)
     for ceiling in replayed.ceilings:
         share = 100 * ceiling.capacity_bytes / replayed.working_set_bytes

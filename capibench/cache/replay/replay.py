@@ -1,4 +1,4 @@
-"""Every policy over the same stream of keys, in every size, beside what no policy can beat."""
+"""Every policy over the same stream of keys, in every size, beside what no policy exceeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ import numpy as np
 from capibench.cache.policies.adaptive import Chosen
 from capibench.cache.policies.lru import Lru
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.replay.bounds import Flags, belady_hits, infinite_hits, upper_bound
+from capibench.cache.replay.bounds import (
+    Flags,
+    belady_hits,
+    belady_is_best,
+    infinite_hits,
+    most_hits,
+    upper_bound,
+)
 from capibench.cache.replay.trace import Floats, KeyTrace, Whole
 from capibench.cache.simulated import SimulatedTier
 
@@ -33,19 +40,20 @@ class Outcome:
     byte_hit_ratio: float | None
     seconds_saved: float | None  # what recomputing the hits would have taken
     saved_share: float | None  # of what everything would have taken without a cache
-    below_bound: float | None  # hit ratio that the best possible one has more
+    below_bound: float | None  # hit ratio that is missing to what no policy exceeds
     requests_per_s: float | None  # None for what is computed from the future
     chosen: tuple[Chosen, ...] | None  # what `adaptive` and `predictive` decided, and when
 
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """What no policy exceeds in one size."""
+    """What knows the future, in one size; None where hits decide which look-ups happen."""
 
     capacity_bytes: int
-    belady: Outcome | None  # None where hits decide which look-ups happen
-    hit_ratio: float | None
-    saved_share: float | None
+    belady: Outcome | None
+    hit_ratio: float | None  # no policy has more
+    is_reached: bool  # by Belady; if not, it may be more than any cache can have
+    saved_share: float | None  # no policy has more, and perhaps none as much
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +176,20 @@ class _Counted:
 
 def _ceiling(trace: KeyTrace, capacity_bytes: int, counted: _Counted) -> Ceiling:
     if trace.skips is not None:
-        return Ceiling(capacity_bytes, None, None, None)
-    belady = counted.outcome("belady", capacity_bytes, belady_hits(trace, capacity_bytes))
-    hit_ratio, saved_share = belady.hit_ratio, None
-    is_one_size = trace.sizes is None or bool((trace.sizes == trace.sizes[0]).all())
-    if not is_one_size:
-        most = upper_bound(trace, capacity_bytes, np.ones(len(trace)), counted.since)
-        hit_ratio = most / belady.lookups
+        return Ceiling(capacity_bytes, None, None, is_reached=False, saved_share=None)
+    flags = np.arange(len(trace)) >= counted.since
+    belady = counted.outcome("belady", capacity_bytes, belady_hits(trace, capacity_bytes, flags))
+    saved_share = None
     if trace.costs_s is not None:
-        most = upper_bound(trace, capacity_bytes, trace.costs_s, counted.since)
-        saved_share = counted.share_of_all(most)
-    return Ceiling(capacity_bytes, belady, hit_ratio, saved_share)
+        most_s = upper_bound(trace, capacity_bytes, trace.costs_s, flags)
+        saved_share = counted.share_of_all(most_s)
+    return Ceiling(
+        capacity_bytes,
+        belady,
+        hit_ratio=most_hits(trace, capacity_bytes, flags) / belady.lookups,
+        is_reached=belady_is_best(trace),
+        saved_share=saved_share,
+    )
 
 
 class _Feed:
