@@ -182,8 +182,38 @@ def test_the_command_answers_in_json(capsys: Any) -> None:
         ([str(TRACE), "--policies", "lru", "--warmup", "1200"], r"--warmup: got 1200"),
         ([str(TRACE), "--policies", "lru", "--sizes", "x"], r"--sizes: got 'x'"),
         ([str(FIXTURES), "--key", "k"], r"--key: names a column of a file"),
+        ([str(FIXTURES), "--ttl-s", "k"], r"--ttl-s: names a column of a file"),
+        ([str(TRACE), "--type", "mix"], r"--type: got mix; SOURCE is a file"),
+        ([str(TRACE), "--config-dir", "/nope"], r"--config-dir: got /nope; expected a folder with"),
+        ([str(TRACE), "--config-dir", str(TRACE)], r"--config-dir: got .*cache_keys\.csv"),
+        (["--plugins", "json,nope", str(TRACE)], r"--plugins: got 'nope'; expected packages"),
+        (["--plugins", "nope.deeper", str(TRACE)], r"--plugins: got 'nope\.deeper'"),
+        (["--plugins", "", str(TRACE)], r"--plugins: got ''"),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         main(arguments)
+
+
+@pytest.mark.parametrize("place", ["", "below"])
+def test_where_nothing_can_be_written_nothing_is_replayed(
+    tmp_path: Path, capsys: Any, place: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match=r"--out: got .*; expected a folder that can be written"):
+        main([str(TRACE), "--policies", "lru", "--out", str(file / place)])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_policy_of_ones_own(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    (tmp_path / "own_policies.py").write_text("from capibench.cache.policies.fifo import Fifo\n")
+    (tmp_path / "conf" / "cache").mkdir(parents=True)
+    (tmp_path / "conf" / "cache" / "mine.yaml").write_text(
+        "defaults:\n  - lru\n  - _self_\npolicy:\n  _target_: own_policies.Fifo\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--policies", "mine", "--config-dir", str(tmp_path / "conf"), "--sizes", "50%"]
+    main([*options, "--plugins", "own_policies", str(TRACE)])
+    assert "mine" in capsys.readouterr().out

@@ -66,6 +66,32 @@ def test_lists_and_nested_fields(tmp_path: Path) -> None:
     assert trace.times_s.tolist() == [3.0, 3.0, 5.0]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_timestamps_are_seconds_since_the_first(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"trace.{kind}"
+    times = [
+        "2023-11-16 18:15:46.6805900",
+        "2023-11-16T18:15:50.9805900",
+        "2023-11-17 18:15:46.68059",
+    ]
+    frame = pd.DataFrame({"key": ["a", "b", "a"], "TIMESTAMP": times})
+    if kind == "csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame["TIMESTAMP"] = pd.to_datetime(frame["TIMESTAMP"], format="ISO8601")
+        frame.to_parquet(path)
+    trace = read_key_trace(path, Columns(None, None, None, "TIMESTAMP", None))
+    assert trace.times_s.tolist() == pytest.approx([0.0, 4.3, 86400.0])
+
+
+def test_a_shipped_trace_of_requests_can_be_replayed() -> None:
+    trace = read_key_trace(
+        TRACE.parent / "azure_made.csv", Columns("ContextTokens", None, None, "TIMESTAMP", None)
+    )
+    assert trace.times_s[0] == 0.0
+    assert 0 < trace.times_s[-1] < 86400
+
+
 def test_text_and_numbers_name_the_same_key(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"key": 1}\n{"key": "1"}\n{"key": "01"}\n')
@@ -86,7 +112,25 @@ def test_text_and_numbers_name_the_same_key(tmp_path: Path) -> None:
         ("a.csv", "key,cost_s\na,-1\n", r"row 1: cost_s: got '-1'"),
         ("a.csv", "key,cost_s\na,inf\n", r"row 1: cost_s: got 'inf'"),
         ("a.csv", "key,ttl_s\na,0\n", r"row 1: ttl_s: got '0'; expected seconds above 0"),
-        ("a.csv", "key,time\na,2\nb,1\n", r"row 2: time: got '1'; expected no earlier"),
+        ("a.csv", "key,time\na,2\nb,1\n", r"row 2: time: got '1'; expected .* no earlier than"),
+        ("a.csv", "key,time\na,2023-11-16 18:15\nb,x\n", r"row 2: time: got 'x'; expected seconds"),
+        ("a.csv", "key,time\na,2023-11-16\nb,2023-11-15\n", r"row 2: time: got '2023-11-15'"),
+        ("a.csv", "key,time\na,2\nb,2023-11-16\n", r"row 2: time: got '2023-11-16'"),
+        ("a.csv", "key,size\na,9e18\na,9e18\n", r"row 1: size: got '9e18'; expected .* 2\*\*62"),
+        ("a.csv", "key,size\na,3e18\nb,3e18\n", r"row 2: size: got '3e18'; expected .* 2\*\*62"),
+        ("a.csv", "key,size\na,1\nb,1e30\n", r"row 2: size: got '1e30'; expected .* 2\*\*62"),
+        ("a.jsonl", '{"key": 1, "cost_s": true}\n', r"row 1: cost_s: got True; expected seconds"),
+        ("a.jsonl", '{"key": 1, "size": true}\n', r"row 1: size: got True; expected a whole"),
+        (
+            "a.jsonl",
+            '{"key": "a"}\n{"key": {"passages": [1, 2], "user": [3]}}\n',
+            r"row 2: key: got \{'passages'.*; expected .* as --key key\.passages, --key key\.user$",
+        ),
+        (
+            "a.jsonl",
+            '{"key": [1, [2, 3]]}\n',
+            r"row 1: key: got \[2, 3\]; expected a key or a list",
+        ),
         ("a.csv", 'key,size\n"a,1\n', r"a\.csv: "),
         ("a.jsonl", '{"key": 1}\n{"key"\n', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", "[1]\n", r"a\.jsonl:1: got '\[1\]'; expected an object"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +23,8 @@ Replay a stream of keys through cache policies, without models and values.
 
 SOURCE is a trace (.csv, .jsonl or .parquet; one access a row, or a list of keys) or the folder of a
 run. Columns that are named key, size, cost_s, time and ttl_s are found; others are named by options
-(nested JSON with dots: --key hash_ids.passages_ids). Sizes are bytes or shares of the working set.
+(nested JSON with dots: --key hash_ids.passages_ids). Times are seconds or ISO 8601 timestamps.
+Sizes of the cache are bytes or shares of the working set.
 
 Beside the policies stands what knows the future, and which accesses come after the warm-up:
   best possible (belady)  entries have one size and never go stale: no policy hits more, one as much
@@ -38,10 +41,13 @@ def main(arguments: list[str]) -> None:
         ConfigError, DataError: what is wrong with the arguments or the source, in one line.
     """
     options = _parser().parse_args(arguments)
+    _check(options)
     trace = _trace(options)
     sizes = capacities(options.sizes, trace.working_set_bytes)
     specs = options.policies.split(",") if options.policies else policy_names()
     policies = load_policies(specs, options.config_dir, options.plugins)
+    if options.out is not None:
+        _make_writable(options.out)
     console = Console(stderr=True)
     with Progress(
         TextColumn("  replaying {task.description}"),
@@ -84,12 +90,43 @@ def _trace(options: argparse.Namespace) -> KeyTrace:
         ttl_s=options.ttl_s,
     )
     if source.is_dir():
-        if any(vars(columns).values()):
-            raise ConfigError("--key", "names a column of a file; SOURCE is the folder of a run")
-        return read_run(source, options.type)
+        for role, name in vars(columns).items():
+            if name is not None:
+                option = "--" + role.replace("_", "-")
+                raise ConfigError(option, "names a column of a file; SOURCE is the folder of a run")
+        return read_run(source, options.type or "query_result")
     if not source.is_file():
         raise DataError(f"{source}: no such file or folder")
+    if options.type is not None:
+        raise ConfigError("--type", f"got {options.type}; SOURCE is a file, not a run's folder")
     return read_key_trace(source, columns)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored otherwise."""
+    config_dir: Path | None = options.config_dir
+    if config_dir is not None and not (config_dir / "cache").is_dir():
+        raise ConfigError(
+            "--config-dir", f"got {config_dir}; expected a folder with cache/NAME.yaml"
+        )
+    for name in options.plugins:
+        try:
+            found = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise ConfigError("--plugins", f"got {name!r}; expected packages that can be imported")
+
+
+def _make_writable(folder: Path) -> None:
+    """Before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problem = f"got {folder}; expected a folder that can be written ({error.strerror})"
+        raise ConfigError("--out", problem) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,13 +147,17 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--type",
         choices=("query_result", "embedding", "mix"),
-        default="query_result",
-        help="which look-ups of a run; mix: all of them in one cache (default: %(default)s)",
+        help="which look-ups of a run; mix: all of them in one cache (default: query_result)",
     )
     for name in ("key", "size", "cost-s", "time", "ttl-s"):
         add(f"--{name}", metavar="COLUMN", help=f"column of a trace with its {name}")
     add("--out", type=Path, metavar="FOLDER", help="write replay.json, replay.csv, replay.html")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--config-dir", type=Path, help="configuration tree with policies of your own")
-    add("--plugins", nargs="*", default=[], help="packages from which they may come")
+    add(
+        "--plugins",
+        type=lambda names: names.split(","),
+        default=[],
+        help="comma-separated packages from which they may come",
+    )
     return parser

@@ -1,7 +1,8 @@
 """A stream of keys as the replay reads it: who was asked for, how large it is, what it costs.
 
 Files: CSV with a header, JSON lines, or Parquet; one access per row. A column of lists (such as the
-prefix blocks of a request) is one access per item; a nested field is named with dots.
+prefix blocks of a request) is one access per item; a nested field is named with dots. Times are
+seconds or ISO 8601 timestamps.
 """
 
 from __future__ import annotations
@@ -119,6 +120,9 @@ def read_key_trace(path: Path, columns: Columns) -> KeyTrace:
         frame = pd.DataFrame(frame.explode("key").dropna(subset=["key"]))
         if frame.empty:
             raise DataError(f"{path}: {names['key']}: got empty lists only; expected keys")
+    nested = frame["key"].map(lambda key: isinstance(key, Mapping | list | tuple | np.ndarray))
+    if nested.any():
+        raise DataError(_no_key(path, frame["key"][nested], names["key"]))
     numbers = {role: _numbers(path, frame[role], role, names) for role in names if role != "key"}
     sizes = numbers.get("size")
     return make_trace(
@@ -129,6 +133,16 @@ def read_key_trace(path: Path, columns: Columns) -> KeyTrace:
         times_s=numbers.get("time"),
         ttls_s=numbers.get("ttl_s"),
     )
+
+
+def _no_key(path: Path, values: pd.Series[Any], name: str) -> str:
+    """What is wrong with the first of `values`, which are objects, or lists within lists."""
+    value = values.iloc[0]
+    got = str(value)
+    problem = f"got {got if len(got) <= 80 else got[:77] + '...'}; expected a key or a list of keys"
+    if isinstance(value, Mapping) and value:
+        problem += ", such as " + ", ".join(f"--key {name}.{field}" for field in value)
+    return f"{path}: row {values.index[0]}: {name}: {problem}"
 
 
 def _read(path: Path, columns: Columns) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -182,16 +196,23 @@ def _field(row: Any, name: str) -> Any:
     return row
 
 
+_MOST_BYTES = 1 << 62  # of all accesses together, so that no sum of some overflows
 _RULES: dict[str, tuple[Callable[[Floats], npt.NDArray[np.bool_]], str]] = {
-    "size": (lambda n: (n < 1) | (n != np.floor(n)), "a whole number of bytes, at least 1"),
+    "size": (
+        lambda n: (n < 1) | (n != np.floor(n)) | (np.cumsum(n) > _MOST_BYTES),
+        "a whole number of bytes, at least 1, and up to this row no more than 2**62 in all",
+    ),
     "cost_s": (lambda n: n < 0, "seconds, at least 0"),
     "ttl_s": (lambda n: n <= 0, "seconds above 0"),
-    "time": (lambda n: np.diff(n, prepend=-np.inf) < 0, "no earlier than the row before it"),
+    "time": (
+        lambda n: np.diff(n, prepend=-np.inf) < 0,
+        "seconds or an ISO 8601 timestamp, no earlier than the row before it",
+    ),
 }
 
 
 def _numbers(path: Path, values: Any, role: str, names: Mapping[str, str]) -> Floats:
-    numbers = np.asarray(pd.to_numeric(values, errors="coerce"), dtype=np.float64)
+    numbers = _seconds(values) if role == "time" else _plain_numbers(values)
     is_wrong, expected = _RULES[role]
     with np.errstate(invalid="ignore"):
         wrong = ~np.isfinite(numbers) | is_wrong(numbers)
@@ -202,3 +223,21 @@ def _numbers(path: Path, values: Any, role: str, names: Mapping[str, str]) -> Fl
             f"expected {expected}"
         )
     return numbers
+
+
+def _plain_numbers(values: Any) -> Floats:
+    """Not a number where there is none; true and false are none."""
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return np.full(len(values), np.nan)
+    numbers = np.asarray(pd.to_numeric(values, errors="coerce"), dtype=np.float64)
+    is_flag = values.map(lambda value: isinstance(value, bool | np.bool_)).to_numpy(dtype=bool)
+    return np.where(is_flag, np.nan, numbers)
+
+
+def _seconds(values: Any) -> Floats:
+    """Of numbers, or since the first of several timestamps, which are UTC where they do not say."""
+    numbers = _plain_numbers(values)
+    if not np.isnan(numbers).all():
+        return numbers
+    times = pd.to_datetime(values, format="ISO8601", utc=True, errors="coerce")
+    return np.asarray((times - times.iloc[0]).dt.total_seconds(), dtype=np.float64)
