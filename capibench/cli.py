@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import capibench
 
@@ -54,7 +54,7 @@ def main() -> None:
     commands[arguments[0]](arguments[1:])
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"capibench: {' '.join(message.split())}\n")
     sys.exit(2)
 
@@ -141,6 +141,7 @@ def _task(config: Any) -> float | None:
     from omegaconf import OmegaConf
 
     from capibench.artifacts import home
+    from capibench.errors import ConfigError
     from capibench.launch import launch
     from capibench.records import RunStatus
     from capibench.run_folder import CONFIG_ERROR_EXIT, RunSpec
@@ -170,7 +171,10 @@ def _task(config: Any) -> float | None:
         position=None if job is None else job["position"],
         home=str(home()),
     )
-    document, code = launch(spec, run_dir.resolve())
+    try:
+        document, code = launch(spec, run_dir.resolve())
+    except ConfigError as error:  # which Hydra would announce in a line of its own
+        _fail(str(error))
     if study is None and code != CONFIG_ERROR_EXIT:
         _print_result(document, run_dir.resolve())
     if study is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import importlib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,24 @@ class Root:
                 raise ConfigError(field, f"got {getattr(self, field)}; expected at least 0")
 
 
+def check_finite(value: Any, key: str) -> None:
+    """Refuse nan and infinity anywhere below `key` ("" for the whole configuration), before it is
+    written: JSON has neither. No value means something by them; what may be without a limit is
+    null.
+
+    Raises:
+        ConfigError: naming the full key of the first.
+    """
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            check_finite(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for number, item in enumerate(value):
+            check_finite(item, f"{key}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(key, f"got {value}; expected a finite number")
+
+
 def build_root(config: Mapping[str, Any], groups: Sequence[str]) -> Root:
     """The root's own values, checked like a component's."""
     hints = typing.get_type_hints(Root)
@@ -69,6 +88,7 @@ def build(node: Mapping[str, Any], key: str, plugins: Sequence[str] = ()) -> Any
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(key, f"expected a choice with a _target_, got {node!r}")
+    check_finite(node, key)
     cls = _resolve(str(node["_target_"]), f"{key}._target_", plugins)
     hints = typing.get_type_hints(cls)
     wanted = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from capibench.config import build, check_finite
 from capibench.records import RunStatus
 from capibench.run_folder import (
     CONFIG_ERROR_EXIT,
@@ -34,7 +35,11 @@ def launch(spec: RunSpec, run_dir: Path) -> tuple[dict[str, Any], int]:
     Returns:
         its `run.json`, whatever happened, and the exit status of the process that ended it:
         `CONFIG_ERROR_EXIT` when the configuration was refused before any work.
+
+    Raises:
+        ConfigError: it holds a number that cannot be written; nothing was.
     """
+    check_finite(spec.config, "")
     run_dir.mkdir(parents=True, exist_ok=True)
     _set_aside(run_dir)
     spec.write(run_dir)
@@ -108,8 +113,6 @@ def _record_death(spec: RunSpec, run_dir: Path, started_at: str, code: int) -> N
 
 def _track(spec: RunSpec, run_dir: Path, document: dict[str, Any]) -> None:
     """Tell the tracker, and record in `run.json` whether it heard."""
-    from capibench.config import build
-
     tracking: dict[str, str] = {"status": "logged"}
     try:
         tracker = build(spec.config["tracking"], "tracking", spec.config["plugins"])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from capibench.artifacts import home
-from capibench.config import build
+from capibench.config import build, check_finite
 from capibench.errors import ConfigError, RunFailed
 from capibench.launch import default_tracking_uri
 from capibench.records import RunStatus
@@ -110,6 +110,8 @@ class Study:
         Raises:
             ConfigError: the first wrong value, before any run was started.
         """
+        for config in configs:
+            check_finite(config, "")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "cells.json", list(configs))
         checked = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,6 +85,9 @@ def test_every_choice_a_replica_is_told_of_survives_the_way(group: str) -> None:
         ({"name": 3}, "group.name: got 3 (int); expected str"),
         ({"rate": "fast"}, "group.rate: got 'fast' (str); expected float"),
         ({"rate": True}, "group.rate: got True (bool); expected float"),
+        ({"rate": math.nan}, "group.rate: got nan; expected a finite number"),
+        ({"table": {1: 0.5, 2: -math.inf}}, "group.table.2: got -inf; expected a finite number"),
+        ({"sizes": [1, math.inf]}, "group.sizes[1]: got inf; expected a finite number"),
         ({"limit": 1.5}, "group.limit: got 1.5 (float); expected int"),
         ({"mode": "c"}, "group.mode: got 'c'; expected one of a, b"),
         ({"colour": "green"}, "group.colour: got 'green'; expected one of red, blue"),

@@ -51,6 +51,18 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         ("nonsense=1", ["nonsense"]),
         ("cache.policy._target_=os.system", ["cache.policy._target_", "os.system", "plugins"]),
         ("time=virtual engine=transformers_static", ["engine", "time=virtual"]),
+        ("cache=lru cache.tiers.l1_mib=nan", ["cache.tiers.l1_mib: got nan; expected a finite"]),
+        ("cache=lru cache.ttl_s.embedding=inf", ["cache.ttl_s.embedding: got inf; expected"]),
+        ("cache=s3_fifo cache.policy.small_share=nan", ["cache.policy.small_share: got nan"]),
+        ("cache=lru cache.misses.ttl_jitter=1e400", ["cache.misses.ttl_jitter: got inf"]),
+        (
+            "batching=adaptive batching.strategy.max_wait_ms=-inf",
+            ["batching.strategy.max_wait_ms: got -inf"],
+        ),
+        ("load.rate_per_s=inf", ["load.rate_per_s: got inf"]),
+        ("load.class_mix={short:nan}", ["load.class_mix.short: got nan"]),
+        ("index=modeled index.service_table_s={1:nan}", ["index.service_table_s.1: got nan"]),
+        ("-m cache=lru cache.tiers.l1_mib=8,nan", ["cache.tiers.l1_mib: got nan; expected"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
