@@ -213,6 +213,15 @@ def test_what_counts_is_what_was_stored(columns: dict[str, Any]) -> None:
     assert {row.hits for row in outcome.outcomes if row.policy == "lru"} == {2}
 
 
+def test_lifetimes_that_outlast_the_trace_change_nothing() -> None:
+    ids, times_s = list("abcabdabe"), np.arange(9.0)
+    for ttl_s, lasts in ((9.0, True), (8.0, False)):
+        trace = make_trace("made", ids, times_s=times_s, ttls_s=np.full(9, ttl_s))
+        assert belady_is_best(trace) == lasts
+        counted = since(0, trace)
+        assert most_hits(trace, 2, counted) == most_hits(make_trace("made", ids), 2, counted)
+
+
 @pytest.mark.parametrize("capacity", [10, 60])
 def test_no_policy_exceeds_belady_nor_belady_the_infinite_cache(capacity: int) -> None:
     keys = pd.read_csv(TRACE)["key"].tolist()

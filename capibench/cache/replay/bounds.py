@@ -85,8 +85,9 @@ def belady_hits(trace: KeyTrace, capacity_bytes: int, counted: Flags) -> Flags:
 
 
 def belady_is_best(trace: KeyTrace) -> bool:
-    """Whether no policy hits more than Belady."""
-    return _has_one_size(trace) and trace.ttls_s is None
+    """Whether no policy hits more than Belady: one size, and nothing goes stale before the end."""
+    lasts = trace.ttls_s is None or bool((trace.times_s + trace.ttls_s > trace.times_s[-1]).all())
+    return _has_one_size(trace) and lasts
 
 
 def most_hits(trace: KeyTrace, capacity_bytes: int, counted: Flags) -> int:
