@@ -9,7 +9,7 @@ pickled, and every caller gets a copy of what could be changed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -49,7 +49,7 @@ DEFAULT_TTL_SECONDS: Mapping[CacheType, float] = {
     CacheType.COMPUTATION: 7200.0,
     CacheType.METADATA: 3600.0,
 }
-Tags = Sequence[str] | Callable[[Any], Sequence[str]]
+Tags = Iterable[str] | Callable[[Any], Iterable[str]]
 _COMPRESSION = Compression(level=1, min_saving=0.1, dictionary_kib=16, num_samples=256)
 
 
@@ -164,7 +164,7 @@ class AggressiveCache:
         value: object,
         cache_type: CacheType = CacheType.QUERY_RESULT,
         ttl_seconds: float | None = None,
-        tags: Sequence[str] = (),
+        tags: Iterable[str] = (),
         cost_seconds: float | None = None,
     ) -> None:
         """Keep `value` instead of what was kept under this key and type.
@@ -195,7 +195,7 @@ class AggressiveCache:
     def get(
         self, key: Key, cache_type: CacheType = CacheType.QUERY_RESULT, default: Any = None
     ) -> Any:
-        """The value kept under this key and type (a copy if it could be changed), or `default`."""
+        """The value kept under this key and type, a copy if it could be changed, or `default`."""
         if self._is_shut_down:
             self._check_open()
         if type(key) is str and type(cache_type) is CacheType:  # most are: no call to spare

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping
 
 from capibench.cache.keys import CacheType
 from capibench.cache.strategy_choice import CacheStrategy
 from capibench.errors import ConfigError
 
 MIB = 1 << 20
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = _shorten.maxlong = 200
 
 
 def checked_strategy(strategy: CacheStrategy) -> CacheStrategy:
@@ -50,11 +53,22 @@ def check_seconds(name: str, seconds: float) -> None:
         raise ConfigError(name, f"got {seconds!r}; expected at least 0")
 
 
-def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Each tag once."""
-    if isinstance(tags, str) or not all(isinstance(tag, str) and tag for tag in tags):
-        raise ConfigError("tags", f"got {tags!r}; expected a sequence of texts")
-    return tuple(dict.fromkeys(tags))
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise ConfigError("tags", f"got {shown(tags)}; expected texts")
+    each = list(tags)  # read once: it may be an iterator
+    if not all(isinstance(tag, str) and tag for tag in each):
+        raise ConfigError("tags", f"got {shown(each)}; expected texts")
+    return tuple(dict.fromkeys(each))
+
+
+def shown(value: object) -> str:
+    """`value` in an error: its repr, however large it is and whatever that raises."""
+    try:
+        return _shorten.repr(value)
+    except Exception:  # noqa: BLE001  an int of too many digits, a repr of the user's own
+        return f"a {type(value).__name__}"
 
 
 def _is_number(value: object) -> bool:

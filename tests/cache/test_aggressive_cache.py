@@ -198,7 +198,13 @@ def test_wrong_calls_are_named_and_change_nothing(make: Any) -> None:
         (lambda: cache.set("k", 2, ttl_seconds=-1), "ttl_seconds: got -1"),
         (lambda: cache.set("k", 2, cost_seconds=float("nan")), "cost_seconds: got nan"),
         (lambda: cache.set("k", 2, "answer"), "cache_type: got 'answer'"),
-        (lambda: cache.set("k", 2, tags="doc"), "tags: got 'doc'; expected a sequence"),
+        (lambda: cache.set("k", 2, tags="doc"), "tags: got 'doc'; expected texts"),
+        (lambda: cache.set("k", 2, tags=5), "tags: got 5; expected texts"),
+        (lambda: cache.set("k", 2, tags=None), "tags: got None; expected texts"),
+        (lambda: cache.set("k", 2, tags=[["doc"]]), r"tags: got \[\['doc'\]\]"),
+        (lambda: cache.set("k", 2, tags=(tag for tag in ("doc", ""))), r"tags: got \['doc', ''\]"),
+        (lambda: cache.get_or_compute("n", int, tags=lambda _: "doc"), "tags: got 'doc'"),
+        (lambda: cache.get_or_compute("n", int, tags=lambda _: None), "tags: got None"),
         (lambda: cache.set("k", 2, tags=[1]), r"tags: got \[1\]"),
         (lambda: cache.get("k", "answer"), "cache_type: got 'answer'"),
         (lambda: cache.invalidate_pattern(""), "pattern: got ''"),
@@ -237,6 +243,17 @@ def test_invalidating_by_key_type_glob_and_tag(make: Any) -> None:
     assert left == [3, 5, 7, 9, 23, 25, 27, 29, 31, 33, 35, 37, 39]
     assert cache.clear() == 13
     assert cache.get("user:3") is None
+
+
+def test_tags_of_any_iterable_are_kept(make: Any) -> None:
+    cache = make()
+    cache.set("generator", 1, tags=(tag for tag in ["doc"]))
+    cache.set("map", 1, tags=map(str, [7]))
+    cache.get_or_compute("computed", lambda: 1, tags=(tag for tag in ["doc"]))
+    cache.get_or_compute("read off", lambda: ["doc"], tags=lambda value: (tag for tag in value))
+    assert cache.invalidate_tag("7") == 1
+    assert cache.invalidate_tag("doc") == 3
+    assert cache.get("generator") is cache.get("map") is cache.get("read off") is None
 
 
 def test_another_epoch_never_serves_what_an_earlier_one_stored(make: Any) -> None:
