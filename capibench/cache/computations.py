@@ -1,12 +1,13 @@
 """A value from the cache, or computed: at most once at a time, and never kept when what it rests on
-was invalidated while it was computed."""
+was invalidated, or another value set, while it was computed."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -115,9 +116,10 @@ class Computations:
         try:
             found, value = self._look_again(wanted, flight)
             if not found:
-                begin_s = perf_counter()
-                value = compute()
-                self._store(wanted, flight, value, perf_counter() - begin_s)
+                with self._computing(wanted):
+                    begin_s = perf_counter()
+                    value = compute()
+                    self._store(wanted, flight, value, perf_counter() - begin_s)
         except BaseException as error:
             self._crash(wanted, flight, error)
             raise
@@ -129,13 +131,22 @@ class Computations:
         try:
             found, value = self._look_again(wanted, flight)
             if not found:
-                begin_s = perf_counter()
-                value = await compute()
-                self._store(wanted, flight, value, perf_counter() - begin_s)
+                with self._computing(wanted):
+                    begin_s = perf_counter()
+                    value = await compute()
+                    self._store(wanted, flight, value, perf_counter() - begin_s)
         except BaseException as error:
             self._crash(wanted, flight, error)
             raise
         return value
+
+    @contextmanager
+    def _computing(self, wanted: Wanted) -> Iterator[None]:
+        self._tiers.begin(wanted.address.key)
+        try:
+            yield
+        finally:
+            self._tiers.end(wanted.address.key)
 
     def _look_again(self, wanted: Wanted, flight: Flight) -> tuple[bool, Any]:
         """Whether somebody stored it between this one's miss and its turn to compute."""

@@ -124,7 +124,8 @@ class TieredCache:
             name: what `remove_matching` matches against.
             tags: of which `remove_tagged` any one removes it.
             since: where `position` stood when computing the value began: it is not kept when
-                something that was invalidated since concerns it.
+                something that was invalidated or set since concerns it. None: it was not
+                computed but given, and is newer than what is being computed now.
 
         Returns:
             The value in its envelope, whether it is kept or not; None where its type is off.
@@ -141,6 +142,8 @@ class TieredCache:
             if since is not None and self._invalidations.concern(since, key, name, tags):
                 self._num_outdated += 1
                 return record
+            if since is None:
+                self._invalidations.note_set(key)
             if self._l2 is not None:
                 self._l2.remove(key)  # an older value must not come back
             if self._note is not None:
@@ -172,8 +175,20 @@ class TieredCache:
         """Where the log of invalidations stands: for `put(since=...)` and `is_outdated`."""
         return self._invalidations.position
 
+    def begin(self, key: bytes) -> None:
+        """`key` is being computed from now on until `end`: a value that is put meanwhile without
+        `since` outdates what comes of it."""
+        with self._lock:
+            self._invalidations.begin(key)
+
+    def end(self, key: bytes) -> None:
+        """Who called `begin` has put its value, or has none."""
+        with self._lock:
+            self._invalidations.end(key)
+
     def is_outdated(self, since: int, key: bytes, name: str) -> bool:
-        """Whether what was begun at `since` may rest on something that was invalidated after."""
+        """Whether what was begun at `since` may rest on something that was invalidated after,
+        or may be older than a value given after."""
         with self._lock:
             return self._invalidations.concern(since, key, name, None)
 

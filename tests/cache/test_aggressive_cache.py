@@ -526,6 +526,70 @@ def test_what_is_invalidated_while_it_is_computed_is_not_kept(make: Any) -> None
         assert cache.get("k") == "kept"
 
 
+def test_a_set_is_newer_than_what_is_being_computed(make: Any) -> None:
+    cache = make()
+
+    def compute(**arguments: Any) -> str:
+        cache.set("k", "newer", **arguments)
+        assert cache.get_or_compute("k", lambda: "computed after") != "older"
+        return "older"
+
+    assert cache.get_or_compute("k", compute) == "older", "its caller asked before the set"
+    assert cache.get("k") == "newer"
+    cache.invalidate("k")
+    assert cache.get_or_compute("k", lambda: compute(ttl_seconds=0)) == "older"
+    assert cache.get("k") == "computed after"
+    cache.invalidate("k")
+    for _ in range(3):
+        cache.set("k", "given")
+        assert cache.get_or_compute("k", lambda: "wrong") == "given"
+    cache.invalidate("k")
+    assert cache.get_or_compute("k", lambda: cache.set("another", 1)) is None
+    assert cache.get("k", default="nothing") is None
+
+
+def test_who_asks_after_a_set_does_not_join_who_computes_since_before(make: Any) -> None:
+    cache = make()
+    begun, release = threading.Event(), threading.Event()
+    answers: list[object] = []
+
+    def compute() -> str:
+        begun.set()
+        release.wait(60)
+        return "older"
+
+    thread = threading.Thread(target=lambda: answers.append(cache.get_or_compute("k", compute)))
+    thread.start()
+    assert begun.wait(60)
+    cache.set("k", "removes it", ttl_seconds=0)
+    assert cache.get_or_compute("k", lambda: "newer") == "newer"
+    release.set()
+    thread.join()
+    assert answers == ["older"]
+    assert cache.get("k") == "newer"
+
+
+def test_what_is_computed_anew_yields_to_what_is_set_meanwhile(make: Any, clock: Clock) -> None:
+    cache = make(stale_while_revalidate_seconds=10.0)
+    cache.set("k", "old", ttl_seconds=5)
+    clock.now_s = 6.0
+    begun, release, before = threading.Event(), threading.Event(), threading.enumerate()
+
+    def compute() -> str:
+        begun.set()
+        release.wait(60)
+        return "older"
+
+    assert cache.get_or_compute("k", compute) == "old"
+    assert begun.wait(60)
+    cache.set("k", "newer")
+    release.set()
+    for thread in set(threading.enumerate()) - set(before):
+        thread.join()
+    assert cache.get("k") == "newer"
+    assert cache.get_cache_stats()["overall"]["outdated_results"] == 1
+
+
 def test_a_stale_value_is_served_while_it_is_computed_anew(make: Any, clock: Clock) -> None:
     cache = make(stale_while_revalidate_seconds=10.0)
     cache.set("k", "old", ttl_seconds=5)

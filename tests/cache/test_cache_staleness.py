@@ -32,9 +32,9 @@ class Documents:
 @pytest.mark.parametrize("seed", range(2))
 def test_no_stale_answer_in_thousands_of_random_steps(tmp_path: Path, seed: int) -> None:
     """Coroutines read their documents, wait, and answer; meanwhile documents change and are
-    invalidated, by tag, glob, key, epoch or all at once. Every answer is at least as new as the
-    documents were when it was asked for. `experiments/005-caching/faults.py` does the same in ten
-    thousand interleavings."""
+    invalidated, by tag, glob, key, epoch or all at once, or the answers to them are set anew. Every
+    answer is at least as new as the documents were when it was asked for.
+    `experiments/005-caching/faults.py` does the like in ten thousand interleavings."""
     rng = np.random.default_rng(seed)
     documents = Documents(6)
     num_computed, num_answers = 0, 0
@@ -62,7 +62,7 @@ def test_no_stale_answer_in_thousands_of_random_steps(tmp_path: Path, seed: int)
 
     def change() -> None:
         number = int(rng.integers(6))
-        how = rng.integers(20)
+        how = rng.integers(26)
         documents.versions[number] += 1
         if how < 14:
             cache.invalidate_tag(f"doc{number}")
@@ -73,8 +73,14 @@ def test_no_stale_answer_in_thousands_of_random_steps(tmp_path: Path, seed: int)
                 cache.invalidate(f"q{question}")
         elif how < 19:
             cache.clear()
-        else:
+        elif how < 20:
             cache.set_epoch(f"index-{documents.versions}")
+        else:
+            kept = {"ttl_seconds": 0.0} if how == 25 else {}
+            for question in range(30):
+                if number in documents.of(question):
+                    answer, tags = documents.read(question), documents.tags(question)
+                    cache.set(f"q{question}", answer, tags=tags, **kept)
 
     async def main() -> None:
         pending: set[asyncio.Task[None]] = set()
