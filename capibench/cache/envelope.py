@@ -21,6 +21,7 @@ _CRC_BYTES = 4
 _HEAD_BYTES = _CRC_BYTES + 1  # and the tag
 _PLAIN_DTYPE_KINDS = "biufcSUmM"  # no object, no structured, no extension dtypes
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
+_MAX_DEPTH = 100  # so that who reads it has stack enough wherever it is called from
 _MARK = "\0"  # the one key of a JSON object that stands for what JSON has not
 
 
@@ -32,7 +33,8 @@ def encode(value: object, *, half: bool = False) -> bytes:
     """`value` as bytes: bytes, str, an array, None, bool, int, float, or lists, tuples and dicts
     with str keys made of those.
 
-    Types are exact: a set or a numpy scalar would come back as something else.
+    Types are exact: a set or a numpy scalar would come back as something else. At most 100 levels
+    deep, and with ints of as many digits as the interpreter turns into text.
 
     Args:
         half: keep a float32 array as float16, if all of it is in that range; it comes back as
@@ -41,10 +43,7 @@ def encode(value: object, *, half: bool = False) -> bytes:
     Raises:
         TypeError: naming the type that cannot be stored.
     """
-    try:
-        body = _body(value, half)
-    except RecursionError as error:
-        raise TypeError("cannot cache a value that is nested too deeply, or in itself") from error
+    body = _body(value, half)
     return zlib.crc32(body).to_bytes(_CRC_BYTES, "little") + body
 
 
@@ -117,10 +116,13 @@ def _body(value: object, half: bool) -> bytes:
 
 
 def _dumped(value: object) -> bytes:
-    return _to_json(value).encode("ascii")
+    try:
+        return _to_json(value).encode("ascii")
+    except ValueError as error:  # the one thing left that json refuses
+        raise TypeError(f"cannot cache a value with an int of too many digits: {error}") from error
 
 
-def _marked(value: object, blobs: list[bytes]) -> object:
+def _marked(value: object, blobs: list[bytes], depth: int = 0) -> object:
     """`value` itself if it is JSON, else with what JSON has not replaced: {"\\0": [type, ...]}.
 
     Raises:
@@ -129,18 +131,20 @@ def _marked(value: object, blobs: list[bytes]) -> object:
     cls = type(value)
     if value is None or cls in (str, int, float, bool):
         return value
+    if depth >= _MAX_DEPTH:
+        raise TypeError(f"cannot cache a value nested in itself, or over {_MAX_DEPTH} levels deep")
     if cls is dict:
         assert isinstance(value, dict)
         for key in value:
             if type(key) is not str:
                 raise TypeError(f"cannot cache a dict with a key of type {_type_name(key)}")
-        items = {key: _marked(item, blobs) for key, item in value.items()}
+        items = {key: _marked(item, blobs, depth + 1) for key, item in value.items()}
         if _MARK in items:
             return {_MARK: ["dict", list(items), list(items.values())]}
         return value if all(items[key] is value[key] for key in items) else items
     if cls is list or cls is tuple:
         assert isinstance(value, list | tuple)
-        parts = [_marked(item, blobs) for item in value]
+        parts = [_marked(item, blobs, depth + 1) for item in value]
         if cls is tuple:
             return {_MARK: ["tuple", parts]}
         return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts

@@ -148,8 +148,28 @@ def test_keys_of_any_plain_type_and_none_of_them_meets_another(make: Any) -> Non
     cache.set({"a": 1, "b": 2}, "same")
     assert cache.get({"b": 2, "a": 1}) == "same"
     assert cache.get(np.asfortranarray(array.reshape(2, 2))) == 10
-    for wrong in ({1, 2}, object(), float("nan"), np.array([object()])):
-        with pytest.raises((TypeError, ValueError), match="key: "):
+    assert cache.get(np.array(0, dtype=np.float32)) is None
+    cache.set(np.array([0], dtype=np.float32), "one dimension")
+    assert cache.get(np.array(0, dtype=np.float32)) is None, "has none"
+    cache.set(0.0, "zero")
+    assert (cache.get(0.0), cache.get(-0.0), cache.get((-0.0,))) == ("zero", None, None)
+    inside: list[object] = []
+    inside.append(inside)
+    for wrong, message in (
+        ({1, 2}, "of type set"),
+        (object(), "of type object"),
+        (np.array([object()]), "of dtype object"),
+        (np.ma.array([1, 2], mask=[0, 1]), "MaskedArray"),
+        (np.array([1, 2]).view(np.recarray), "recarray"),
+        (float("nan"), "nan"),
+        ((1, [float("nan")]), "nan"),
+        (np.array([1.0, np.nan]), "nan"),
+        ({"a": np.array(["NaT"], "M8[s]")}, "nan"),
+        (10**5000, "too many digits"),
+        (inside, "in itself"),
+        ({1: 1, "a": 2}, "dict with a key that is not a str"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^key: .*{message}"):
             cache.get(wrong)
 
 
@@ -495,9 +515,12 @@ def test_what_cannot_be_kept_is_returned_and_counted(
     make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make()
+    large, deep = {"n": 10**5000}, list[Any]()
+    for _ in range(400):
+        deep = [deep]
     with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            assert cache.get_or_compute("k", lambda: {1, 2}) == {1, 2}
+        for value in ({1, 2}, large, deep):
+            assert cache.get_or_compute("k", lambda value=value: value) is value
     assert cache.get_cache_stats()["overall"]["uncacheable"] == 3
     assert len(caplog.records) == 1
     assert "of type set" in caplog.text

@@ -86,6 +86,21 @@ def test_a_value_inside_itself_is_refused() -> None:
         encode(value)
 
 
+def test_what_could_not_be_read_or_written_again_is_refused() -> None:
+    deep: object = 1
+    for _ in range(100):
+        deep = [deep]
+    assert same(decode(encode(deep)), deep)
+    for wrong, message in (
+        ([deep], "over 100 levels deep"),
+        ({"a": [deep]}, "over 100 levels deep"),
+        (10**5000, "too many digits"),
+        ({"n": [np.arange(2), 10**5000]}, "too many digits"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            encode(wrong)
+
+
 @given(st.binary() | st.text(st.characters()) | JSON)
 def test_plain_values_come_back(value: object) -> None:
     assert same(decode(encode(value)), value)
