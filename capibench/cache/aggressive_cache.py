@@ -21,15 +21,23 @@ import numpy as np
 
 from capibench.artifacts import home
 from capibench.cache.cache_arguments import (
-    MIB,
     by_type,
-    check_seconds,
-    check_size,
+    check_compute,
+    checked_clock,
+    checked_cost,
+    checked_epoch,
+    checked_folder,
+    checked_jitter,
+    checked_mapping,
+    checked_seconds,
+    checked_seed,
+    checked_shares,
+    checked_size,
     checked_strategy,
+    checked_switch,
     checked_tags,
     checked_type,
 )
-from capibench.cache.choice import check_jitter, check_quotas
 from capibench.cache.compression import Compression
 from capibench.cache.computations import Address, Computations, Wanted
 from capibench.cache.keys import CacheType, KeyPrefix, cache_key
@@ -107,37 +115,40 @@ class AggressiveCache:
         prefetch: bool | Mapping[str, Any] = False,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        # All is checked before the folder is opened: a mistake leaves nothing open.
         self.strategy = checked_strategy(strategy)
-        check_size("l1_size_mb", l1_size_mb)
-        if l2_size_mb is not None:
-            check_size("l2_size_mb", l2_size_mb)
-        ttl_s = {**DEFAULT_TTL_SECONDS, **by_type("ttl_seconds", ttl_seconds or {})}
-        for kind, seconds in ttl_s.items():
-            check_seconds(f"ttl_seconds.{kind.value}", seconds)
-        check_seconds("stale_while_revalidate_seconds", stale_while_revalidate_seconds)
-        shares = by_type("quotas", quotas or {})
-        try:
-            check_quotas(shares)
-            check_jitter("ttl_jitter", ttl_jitter)
-        except ValueError as error:
-            raise ConfigError("", str(error)) from error
-        policy, self._settings = build_policy(self.strategy, custom_config or {})
+        l1_bytes = checked_size("l1_size_mb", l1_size_mb)
+        l2_bytes = None if l2_size_mb is None else checked_size("l2_size_mb", l2_size_mb)
+        ttl_s = {
+            kind: checked_seconds(f"ttl_seconds.{kind.value}", seconds)
+            for kind, seconds in {
+                **DEFAULT_TTL_SECONDS,
+                **by_type("ttl_seconds", ttl_seconds),
+            }.items()
+        }
+        stale_s = checked_seconds("stale_while_revalidate_seconds", stale_while_revalidate_seconds)
+        shares = checked_shares("quotas", quotas)
+        jitter = checked_jitter("ttl_jitter", ttl_jitter)
+        rng = np.random.default_rng(checked_seed("seed", seed))
+        compression = _COMPRESSION if checked_switch("compress", compress) else None
+        is_half = checked_switch("float16_embeddings", float16_embeddings)
+        policy, self._settings = build_policy(
+            self.strategy, checked_mapping("custom_config", custom_config)
+        )
         followers = build_prefetch(prefetch)
         if followers is not None and l2_size_mb is None:
             raise ConfigError("prefetch", f"got {prefetch!r}; expected an SSD tier (l2_size_mb)")
-        self._now = _continued_clock() if clock is None else clock
-        folder = home() / "cache" if l2_cache_dir is None else Path(l2_cache_dir)
-        l1 = L1(policy, int(l1_size_mb * MIB), shares)
+        self._now = checked_clock(_continued_clock() if clock is None else clock)
+        folder = checked_folder(
+            "l2_cache_dir", home() / "cache" if l2_cache_dir is None else l2_cache_dir
+        )
+        self._start_epoch(checked_epoch(epoch))
+        l1 = L1(policy, l1_bytes, shares)
         l2 = None
-        if l2_size_mb is not None:
+        if l2_bytes is not None:
             try:
                 l2 = L2(
-                    policy,
-                    int(l2_size_mb * MIB),
-                    folder.expanduser().resolve(),
-                    self._now(),
-                    quotas=shares,
-                    compression=_COMPRESSION if compress else None,
+                    policy, l2_bytes, folder, self._now(), quotas=shares, compression=compression
                 )
             except ConfigError as error:
                 raise ConfigError("l2_cache_dir", error.problem) from error
@@ -145,18 +156,15 @@ class AggressiveCache:
             l1,
             l2,
             ttl_s,
-            stale_s=stale_while_revalidate_seconds,
-            ttl_jitter=ttl_jitter,
-            rng=np.random.default_rng(seed),
-            half_types=(CacheType.EMBEDDING,) if float16_embeddings else (),
+            stale_s=stale_s,
+            ttl_jitter=jitter,
+            rng=rng,
+            half_types=(CacheType.EMBEDDING,) if is_half else (),
             prefetch=followers,
         )
         self._tender = None if followers is None else self._tended()
-        self._computations = Computations(
-            self._tiers, self._now, serves_stale=stale_while_revalidate_seconds > 0
-        )
+        self._computations = Computations(self._tiers, self._now, serves_stale=stale_s > 0)
         self._is_shut_down = False
-        self._start_epoch(epoch)
 
     def set(
         self,
@@ -182,15 +190,11 @@ class AggressiveCache:
             ValueError: naming the argument that is wrong.
         """
         self._check_open()
-        if ttl_seconds is not None:
-            check_seconds("ttl_seconds", ttl_seconds)
-        cost_s = 0.0 if cost_seconds is None else cost_seconds
-        check_seconds("cost_seconds", cost_s)
+        ttl_s = None if ttl_seconds is None else checked_seconds("ttl_seconds", ttl_seconds)
+        cost_s = 0.0 if cost_seconds is None else checked_cost("cost_seconds", cost_seconds)
         kind, digest, name = self._locate(key, cache_type)
         tags = checked_tags(tags)
-        self._tiers.put(
-            kind, digest, value, cost_s, self._now(), ttl_s=ttl_seconds, name=name, tags=tags
-        )
+        self._tiers.put(kind, digest, value, cost_s, self._now(), ttl_s=ttl_s, name=name, tags=tags)
 
     def get(
         self, key: Key, cache_type: CacheType = CacheType.QUERY_RESULT, default: Any = None
@@ -224,6 +228,7 @@ class AggressiveCache:
         Args:
             tags: or a function that reads them off the value.
         """
+        check_compute(compute)
         wanted = self._wanted(key, cache_type, ttl_seconds, tags)
         try:
             return self._computations.get_or_compute(wanted, compute)
@@ -239,6 +244,7 @@ class AggressiveCache:
         tags: Tags = (),
     ) -> Any:
         """`get_or_compute` for coroutines. If who computes is cancelled, another one does it."""
+        check_compute(compute)
         wanted = self._wanted(key, cache_type, ttl_seconds, tags)
         try:
             return await self._computations.get_or_compute_async(wanted, compute)
@@ -273,7 +279,7 @@ class AggressiveCache:
         """From now on values rest on something else: what was kept is removed (how many entries),
         and what is being computed now will not be served."""
         self._check_open()
-        self._start_epoch(epoch)
+        self._start_epoch(checked_epoch(epoch))
         return self._tiers.clear()
 
     def clear(self) -> int:
@@ -320,8 +326,6 @@ class AggressiveCache:
             self._tender.call()
 
     def _start_epoch(self, epoch: str) -> None:
-        if not isinstance(epoch, str):
-            raise ConfigError("epoch", f"got {epoch!r}; expected a str")
         self._epoch = epoch
         self._str_key = {kind: KeyPrefix(kind, epoch, "str").key for kind in CacheType}
 
@@ -335,17 +339,16 @@ class AggressiveCache:
         self, key: Key, cache_type: CacheType, ttl_seconds: float | None, tags: Tags
     ) -> Wanted:
         self._check_open()
-        if ttl_seconds is not None:
-            check_seconds("ttl_seconds", ttl_seconds)
+        ttl_s = None if ttl_seconds is None else checked_seconds("ttl_seconds", ttl_seconds)
         if callable(tags):
             tags_of = tags
             return Wanted(
                 self._locate(key, cache_type),
-                ttl_seconds,
+                ttl_s,
                 lambda value: checked_tags(tags_of(value)),
             )
         known = checked_tags(tags)
-        return Wanted(self._locate(key, cache_type), ttl_seconds, lambda _: known)
+        return Wanted(self._locate(key, cache_type), ttl_s, lambda _: known)
 
     def _check_open(self) -> None:
         if self._is_shut_down:

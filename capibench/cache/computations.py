@@ -4,6 +4,7 @@ was invalidated, or another value set, while it was computed."""
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -119,6 +120,12 @@ class Computations:
                 with self._computing(wanted):
                     begin_s = perf_counter()
                     value = compute()
+                    if inspect.iscoroutine(value):
+                        value.close()
+                        raise TypeError(
+                            "compute: got a coroutine function; expected one that returns the "
+                            "value (or await get_or_compute_async)"
+                        )
                     self._store(wanted, flight, value, perf_counter() - begin_s)
         except BaseException as error:
             self._crash(wanted, flight, error)
@@ -133,7 +140,13 @@ class Computations:
             if not found:
                 with self._computing(wanted):
                     begin_s = perf_counter()
-                    value = await compute()
+                    awaited = compute()
+                    if not inspect.isawaitable(awaited):
+                        raise TypeError(
+                            f"compute: got a function that returns {type(awaited).__name__}; "
+                            "expected a coroutine function (or call get_or_compute)"
+                        )
+                    value = await awaited
                     self._store(wanted, flight, value, perf_counter() - begin_s)
         except BaseException as error:
             self._crash(wanted, flight, error)

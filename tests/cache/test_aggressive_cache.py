@@ -20,6 +20,7 @@ from choice_files import choices
 import capibench.cache as public
 from capibench.cache import AggressiveCache, CacheStrategy, CacheType
 from capibench.cache.aggressive_cache import DEFAULT_TTL_SECONDS
+from capibench.cache.rocks import FORMAT_FOLDER
 from capibench.errors import ConfigError
 
 RESULT, VECTOR, OUTPUT = CacheType.QUERY_RESULT, CacheType.EMBEDDING, CacheType.MODEL_OUTPUT
@@ -190,6 +191,43 @@ def test_keys_of_any_plain_type_and_none_of_them_meets_another(make: Any) -> Non
         ({"stale_while_revalidate_seconds": -1}, "stale_while_revalidate_seconds: got -1"),
         ({"epoch": 3}, "epoch: got 3; expected a str"),
         ({"custom_config": {"window": 1}}, "custom_config.window: got 1; expected one of: none"),
+        *(
+            ({name: wrong}, f"{name}: got {wrong!r}"[:60])
+            for name in (
+                "l1_size_mb",
+                "l2_size_mb",
+                "stale_while_revalidate_seconds",
+                "ttl_jitter",
+                "seed",
+                "ttl_seconds",
+                "quotas",
+                "custom_config",
+                "clock",
+                "compress",
+                "float16_embeddings",
+                "epoch",
+                "strategy",
+                "l2_cache_dir",
+            )
+            for wrong in (-1, float("nan"), [1], b"x")
+        ),
+        *(
+            ({"ttl_seconds": {RESULT: wrong}}, f"ttl_seconds.query_result: got {wrong!r}")
+            for wrong in ("a", None, True, 1e300, float("nan"))
+        ),
+        *(
+            ({"quotas": {RESULT: wrong}}, f"quotas.query_result: got {wrong!r}")
+            for wrong in ("a", None, True)
+        ),
+        ({"ttl_seconds": {RESULT: 10**400}}, "ttl_seconds.query_result: got 1000"),
+        ({"ttl_seconds": 0}, "ttl_seconds: got 0; expected a mapping"),
+        ({"l1_size_mb": 1e308}, "l1_size_mb: got 1e+308; expected a size"),
+        ({"l1_size_mb": 10**400}, "l1_size_mb: got 1000"),
+        ({"l1_size_mb": 10**5000}, "l1_size_mb: got a int"),
+        ({"seed": True}, "seed: got True; expected an int of at least 0"),
+        ({"compress": "no"}, "compress: got 'no'; expected True or False"),
+        ({"clock": lambda: "noon"}, "clock: got one that says 'noon'; expected seconds"),
+        ({"l2_cache_dir": __file__}, "l2_cache_dir: got '"),
         ({"prefetch": True}, "prefetch: got True; expected an SSD tier (l2_size_mb)"),
         ({"prefetch": 1}, "prefetch: got 1; expected True, False, or its values"),
         ({"prefetch": "followers"}, "prefetch: got 'followers'; expected True, False"),
@@ -205,9 +243,28 @@ def test_keys_of_any_plain_type_and_none_of_them_meets_another(make: Any) -> Non
     ],
 )
 def test_wrong_settings_are_named(make: Any, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        make(**arguments)
-    assert str(caught.value).startswith(message)
+    for l2_size_mb in (None, 1):
+        if "prefetch" not in arguments or l2_size_mb is None:
+            with pytest.raises(ConfigError) as caught:
+                make(**{"l2_size_mb": l2_size_mb, **arguments})
+            assert str(caught.value).startswith(message)
+            make(l2_size_mb=1).shutdown()  # nothing was left open, while the error is handled
+
+
+def test_numbers_of_numpy_are_numbers(make: Any, clock: Clock) -> None:
+    cache = make(
+        l1_size_mb=np.int64(1), quotas={RESULT: np.float32(0.5)}, seed=np.int64(3), ttl_jitter=0
+    )
+    cache.set("k", 1, ttl_seconds=np.float32(2.5), cost_seconds=np.int64(3))
+    clock.now_s = 2.4
+    assert cache.get("k") == 1
+    clock.now_s = 2.5
+    assert cache.get("k") is None
+    assert cache.get_cache_stats()["overall"]["seconds_saved"] == 3
+
+
+async def answer_later() -> int:
+    return 1
 
 
 def test_wrong_calls_are_named_and_change_nothing(make: Any) -> None:
@@ -217,6 +274,15 @@ def test_wrong_calls_are_named_and_change_nothing(make: Any) -> None:
         (lambda: cache.set("k", {1, 2}), "cannot cache a value of type set"),
         (lambda: cache.set("k", 2, ttl_seconds=-1), "ttl_seconds: got -1"),
         (lambda: cache.set("k", 2, cost_seconds=float("nan")), "cost_seconds: got nan"),
+        (lambda: cache.set("k", 2, cost_seconds=float("inf")), "cost_seconds: got inf; expected 0"),
+        (lambda: cache.set("k", 2, cost_seconds=10**400), "cost_seconds: got 1000"),
+        (lambda: cache.set("k", 2, cost_seconds=True), "cost_seconds: got True"),
+        (lambda: cache.set("k", 2, ttl_seconds=10**400), "ttl_seconds: got 1000"),
+        (lambda: cache.set("k", 2, [1]), r"cache_type: got \[1\]"),
+        (lambda: cache.get_or_compute("n", None), "compute: got None; expected a function"),
+        (lambda: cache.get_or_compute("n", answer_later), "compute: got a coroutine function"),
+        (lambda: asyncio.run(cache.get_or_compute_async("n", None)), "compute: got None"),
+        (lambda: asyncio.run(cache.get_or_compute_async("n", int)), "that returns int; expected a"),
         (lambda: cache.set("k", 2, "answer"), "cache_type: got 'answer'"),
         (lambda: cache.set("k", 2, tags="doc"), "tags: got 'doc'; expected texts"),
         (lambda: cache.set("k", 2, tags=5), "tags: got 5; expected texts"),
@@ -232,6 +298,7 @@ def test_wrong_calls_are_named_and_change_nothing(make: Any) -> None:
         with pytest.raises((TypeError, ValueError), match=message):
             call()
     assert cache.get("k") == 1
+    assert cache.get("n") is None
 
 
 def test_a_value_larger_than_the_tiers_is_not_kept(make: Any) -> None:
@@ -306,7 +373,8 @@ def test_what_is_on_ssd_is_there_again_and_ages_meanwhile(make: Any, clock: Cloc
 
 
 def test_a_folder_that_cannot_be_written_leaves_the_ram_tier(make: Any, tmp_path: Path) -> None:
-    (tmp_path / "l2").write_text("a file")
+    (tmp_path / "l2").mkdir()
+    (tmp_path / "l2" / FORMAT_FOLDER).write_text("a file")
     cache = make(l2_size_mb=1)
     cache.set("k", 1)
     assert cache.get("k") == 1
