@@ -9,6 +9,7 @@ pickled, and every caller gets a copy of what could be changed.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -268,7 +269,12 @@ class AggressiveCache:
         self._check_open()
         if not isinstance(pattern, str) or not pattern:
             raise ValueError(f"pattern: got {pattern!r}; expected a glob such as 'user:*'")
-        return self._tiers.remove_matching(pattern)
+        num_removed = self._tiers.remove_matching(pattern)
+        if fnmatch.fnmatchcase("", pattern):  # the one str that is no name
+            num_removed += sum(
+                self._tiers.remove(of_type("")) for of_type in self._str_key.values()
+            )
+        return num_removed
 
     def invalidate_tag(self, tag: str) -> int:
         """Remove what carries the tag; how many entries."""

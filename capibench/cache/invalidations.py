@@ -64,6 +64,6 @@ class Invalidations:
             elif kind == "tag":
                 if tags is None or what in tags:
                     return True
-            elif fnmatch.fnmatchcase(name, str(what)):
+            elif name and fnmatch.fnmatchcase(name, str(what)):
                 return True
         return False

@@ -7,6 +7,7 @@ With `prefetch` an entry is copied up before it is asked for, while nobody waits
 
 from __future__ import annotations
 
+import fnmatch
 import threading
 from collections.abc import Collection, Mapping
 from time import perf_counter
@@ -121,7 +122,7 @@ class TieredCache:
 
         Args:
             ttl_s: None: the time to live of its type; 0: nothing is kept under `key`.
-            name: what `remove_matching` matches against.
+            name: what `remove_matching` matches against; "" matches nothing.
             tags: of which `remove_tagged` any one removes it.
             since: where `position` stood when computing the value began: it is not kept when
                 something that was invalidated or set since concerns it. None: it was not
@@ -202,7 +203,10 @@ class TieredCache:
         """Invalidate every entry whose name matches; how many were there."""
         with self._lock:
             self._invalidations.note("glob", glob)
-            return self._remove({key for tier in self._tiers() for key in tier.matching(glob)})
+            keys = {key for tier in self._tiers() for key in tier.matching(glob)}
+            if fnmatch.fnmatchcase("", glob):  # those without a name
+                keys.difference_update(*(tier.matching("") for tier in self._tiers()))
+            return self._remove(keys)
 
     def remove_tagged(self, tag: str) -> int:
         """Invalidate every entry that carries `tag`; how many were there."""

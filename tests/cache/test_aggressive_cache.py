@@ -332,6 +332,21 @@ def test_invalidating_by_key_type_glob_and_tag(make: Any) -> None:
     assert cache.get("user:3") is None
 
 
+def test_globs_match_str_keys_alone(make: Any) -> None:
+    cache = make(l1_size_mb=0.004, l2_size_mb=1)
+    others = [5, b"x", ("a",), None]
+    for key in (*others, "a", ""):
+        cache.set(key, "x" * 200)
+        cache.set(key, "x" * 200, VECTOR)
+    assert cache.invalidate_pattern("*") == 4
+    assert [cache.get(key) for key in ("a", "")] == [None, None]
+    assert all(cache.get(key, kind) for key in others for kind in (RESULT, VECTOR))
+    for key, kept in ((7, "computed"), ("", None)):
+        compute = lambda: "computed" if cache.invalidate_pattern("*") == 0 else None  # noqa: E731
+        assert cache.get_or_compute(key, compute) == "computed"
+        assert cache.get(key) == kept
+
+
 def test_tags_of_any_iterable_are_kept(make: Any) -> None:
     cache = make()
     cache.set("generator", 1, tags=(tag for tag in ["doc"]))
