@@ -9,14 +9,16 @@ pickled, and every caller gets a copy of what could be changed.
 
 from __future__ import annotations
 
+import ctypes
 import fnmatch
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any
-from weakref import finalize
+from weakref import WeakSet, finalize
 
 import numpy as np
 
@@ -60,10 +62,12 @@ DEFAULT_TTL_SECONDS: Mapping[CacheType, float] = {
 }
 Tags = Iterable[str] | Callable[[Any], Iterable[str]]
 _COMPRESSION = Compression(level=1, min_saving=0.1, dictionary_kib=16, num_samples=256)
+_alive: WeakSet[AggressiveCache] = WeakSet()  # which a child made by `fork` must not touch
 
 
 class AggressiveCache:
-    """Thread-safe, from synchronous and asynchronous code.
+    """Thread-safe, from synchronous and asynchronous code; for one process: in a child made by
+    `fork` every call raises `RuntimeError`.
 
     Args:
         l1_size_mb: of the tier in RAM, in MiB, fractions allowed; counts keys, encoded values,
@@ -166,6 +170,8 @@ class AggressiveCache:
         self._tender = None if followers is None else self._tended()
         self._computations = Computations(self._tiers, self._now, serves_stale=stale_s > 0)
         self._is_shut_down = False
+        self._is_parents = False
+        _alive.add(self)
 
     def set(
         self,
@@ -225,6 +231,10 @@ class AggressiveCache:
         Threads (and coroutines in `get_or_compute_async`) that miss the same key at the same time
         compute once; if `compute` raises, all of them get that error. A value that cannot be
         stored is returned all the same, and counted (`uncacheable`).
+
+        A computation may ask for other keys, and for its own: where waiting would have no end it
+        computes instead. Not where it hands that to a thread pool, of which nothing can be known,
+        and waits (`asyncio.to_thread` can be known).
 
         Args:
             tags: or a function that reads them off the value.
@@ -295,6 +305,8 @@ class AggressiveCache:
 
     def get_cache_stats(self) -> dict[str, Any]:
         """Everything that is counted, as plain values, JSON-serialisable."""
+        if self._is_parents:
+            self._check_open()
         stats = public_stats(self._tiers.stats())
         stats["overall"]["joined_flights"] = self._computations.num_joined
         stats["overall"]["uncacheable"] = self._computations.num_uncacheable
@@ -302,7 +314,12 @@ class AggressiveCache:
 
     def shutdown(self) -> None:
         """Release the folder at once; what is being computed is not waited for, and not kept.
-        Again: nothing."""
+        Who waits for that gets a `RuntimeError`, as later calls do. Again: nothing.
+
+        May be called from a signal handler, as the only method: what it interrupts ends first, and
+        the folder is released then."""
+        if self._is_parents:
+            return
         self._is_shut_down = True
         self._computations.shutdown()
         if self._tender is not None:
@@ -319,6 +336,13 @@ class AggressiveCache:
         traceback: TracebackType | None,
     ) -> None:
         self.shutdown()
+
+    def _leave_to_parent(self) -> None:
+        """In a child made by `fork`: whoever held a lock stayed there, and the folder is its."""
+        self._is_shut_down = self._is_parents = True
+        self._computations.leave_to_parent()
+        # Never freed here: RocksDB would wait at exit for threads that are the parent's.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._tiers))
 
     def _tended(self) -> Tender:
         """Who prefetches. It does not know this object, so that one that is dropped ends it."""
@@ -357,8 +381,16 @@ class AggressiveCache:
         return Wanted(self._locate(key, cache_type), ttl_s, lambda _: known)
 
     def _check_open(self) -> None:
-        if self._is_shut_down:
-            raise RuntimeError("the cache was shut down; make a new one")
+        self._computations.check_open()
+
+
+def _leave_to_parent() -> None:
+    for cache in list(_alive):
+        cache._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _continued_clock() -> Callable[[], float]:

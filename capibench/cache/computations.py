@@ -8,13 +8,14 @@ import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from capibench.cache.envelope import decode_trusted
-from capibench.cache.flights import Flight, Flights, LeaderLeft
+from capibench.cache.flights import Flight, Flights, LeaderLeft, computing, wait, wait_async
 from capibench.cache.keys import CacheType
 from capibench.cache.l1 import Lookup
 from capibench.cache.tiered import TieredCache
@@ -48,7 +49,7 @@ class Computations:
         self._serves_stale = serves_stale
         self._flights = Flights()
         self._tasks: set[asyncio.Task[Any]] = set()  # that compute stale values anew
-        self._is_shut_down = False
+        self._why_closed: str | None = None
         self.num_uncacheable = 0
 
     @property
@@ -70,9 +71,9 @@ class Computations:
             if leads:
                 return self._lead(wanted, flight, compute)
             try:
-                return _own_copy(flight.future.result())
+                return _own_copy(wait(flight))
             except LeaderLeft:
-                continue
+                self.check_open()
 
     async def get_or_compute_async(
         self, wanted: Wanted, compute: Callable[[], Awaitable[Any]]
@@ -90,15 +91,33 @@ class Computations:
             if leads:
                 return await self._lead_async(wanted, flight, compute)
             try:
-                return _own_copy(await asyncio.wrap_future(flight.future))
+                return _own_copy(await wait_async(flight))
             except LeaderLeft:
-                continue
+                self.check_open()
 
     def shutdown(self) -> None:
-        """Keep nothing from now on; background tasks are cancelled, nothing is waited for."""
-        self._is_shut_down = True
+        """Keep nothing from now on; background tasks are cancelled, who waits is told, and nothing
+        is waited for."""
+        self._why_closed = "the cache was shut down; make a new one"
         for task in list(self._tasks):
-            task.get_loop().call_soon_threadsafe(task.cancel)
+            with suppress(RuntimeError):  # its loop is closed
+                task.get_loop().call_soon_threadsafe(task.cancel)
+        self._flights.leave()
+
+    def leave_to_parent(self) -> None:
+        """This is a child made by `fork`: keep nothing, touch nothing."""
+        self._why_closed = (
+            "the cache belongs to the process that made it, and a child made by fork cannot use "
+            "it; make a new one there, with a folder of its own"
+        )
+
+    def check_open(self) -> None:
+        """
+        Raises:
+            RuntimeError: nothing can be asked for any more.
+        """
+        if self._why_closed is not None:
+            raise RuntimeError(self._why_closed)
 
     def _find(self, address: Address) -> Lookup:
         kind, key, _ = address
@@ -117,7 +136,7 @@ class Computations:
         try:
             found, value = self._look_again(wanted, flight)
             if not found:
-                with self._computing(wanted):
+                with self._computing(wanted, flight):
                     begin_s = perf_counter()
                     value = compute()
                     if inspect.iscoroutine(value):
@@ -127,6 +146,10 @@ class Computations:
                             "value (or await get_or_compute_async)"
                         )
                     self._store(wanted, flight, value, perf_counter() - begin_s)
+        except StopIteration as error:  # which no future can hold
+            failed = RuntimeError("compute, or what reads the tags off, raised StopIteration")
+            self._crash(wanted, flight, failed)
+            raise failed from error
         except BaseException as error:
             self._crash(wanted, flight, error)
             raise
@@ -138,7 +161,7 @@ class Computations:
         try:
             found, value = self._look_again(wanted, flight)
             if not found:
-                with self._computing(wanted):
+                with self._computing(wanted, flight):
                     begin_s = perf_counter()
                     awaited = compute()
                     if not inspect.isawaitable(awaited):
@@ -148,18 +171,25 @@ class Computations:
                         )
                     value = await awaited
                     self._store(wanted, flight, value, perf_counter() - begin_s)
+        except StopIteration as error:  # which no future can hold
+            failed = RuntimeError("compute, or what reads the tags off, raised StopIteration")
+            self._crash(wanted, flight, failed)
+            raise failed from error
         except BaseException as error:
             self._crash(wanted, flight, error)
             raise
         return value
 
     @contextmanager
-    def _computing(self, wanted: Wanted) -> Iterator[None]:
-        self._tiers.begin(wanted.address.key)
+    def _computing(self, wanted: Wanted, flight: Flight) -> Iterator[None]:
+        key = wanted.address.key
+        self._tiers.begin(key)
         try:
-            yield
+            with computing(flight):
+                yield
         finally:
-            self._tiers.end(wanted.address.key)
+            if self._why_closed is None:  # the lock may be one that nobody will free
+                self._tiers.end(key)
 
     def _look_again(self, wanted: Wanted, flight: Flight) -> tuple[bool, Any]:
         """Whether somebody stored it between this one's miss and its turn to compute."""
@@ -173,7 +203,7 @@ class Computations:
         kind, key, name = wanted.address
         tags = tuple(wanted.tags_of(value))
         record = None
-        if not self._is_shut_down:
+        if self._why_closed is None:
             try:
                 record = self._tiers.put(
                     kind,
@@ -194,7 +224,8 @@ class Computations:
 
     def _crash(self, wanted: Wanted, flight: Flight, error: BaseException) -> None:
         """An error is everybody's; who was cancelled or interrupted leaves it to the next."""
-        left = error if isinstance(error, Exception) else LeaderLeft()
+        is_cancelled = not isinstance(error, Exception) or isinstance(error, CancelledError)
+        left = LeaderLeft() if is_cancelled else error
         self._flights.crash(wanted.address.key, flight, left)
 
     def _revalidate_in_thread(

@@ -28,6 +28,7 @@ from capibench.cache.tier_stats import cache_stats
 
 _MISS = Lookup(None, "miss")
 _OFF = Lookup(None, "off")
+_PATIENCE_S = 1.0  # with a thread that may itself wait for what a signal handler interrupts
 
 
 class TieredCache:
@@ -69,7 +70,8 @@ class TieredCache:
         self._add_l1_time = self._times["l1"].add
         self._num_outdated = 0
         self._computed_bytes = dict.fromkeys(self._ttl_s, 0)  # of values that misses brought in
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant for `close` alone, see there
+        self._owned = threading.Condition(self._lock)
         self._promotions = None if prefetch is None or l2 is None else Promotions(prefetch)
         self._note = None if self._promotions is None else self._promotions.note
 
@@ -254,12 +256,34 @@ class TieredCache:
             return stats
 
     def close(self) -> None:
-        """Release the SSD tier's folder at once; what is being prefetched ends with its read."""
+        """Release the SSD tier's folder at once; what is being prefetched ends with its read.
+
+        From a signal handler: once what it interrupts is done, without waiting for that.
+        """
         if self._promotions is not None:
             self._promotions.close()
-        with self._lock:
-            if self._l2 is not None:
+        if self._l2 is None:
+            return
+        if not self._is_interrupted() and self._lock.acquire(timeout=_PATIENCE_S):
+            try:
                 self._l2.close()
+            finally:
+                self._lock.release()
+        else:
+            threading.Thread(target=self._close_when_free, name="cache-closer").start()
+
+    def _is_interrupted(self) -> bool:
+        """Whether this is a signal handler, above a frame that holds the lock."""
+        try:
+            self._owned.notify(0)
+        except RuntimeError:
+            return False
+        return True
+
+    def _close_when_free(self) -> None:
+        assert self._l2 is not None
+        with self._lock:
+            self._l2.close()
 
     def _lookup_l2(self, kind: CacheType, key: bytes, now: float, allow_stale: bool) -> Lookup:
         assert self._l2 is not None
