@@ -4,7 +4,8 @@
         answer = cache.get_or_compute(question, lambda: ask_model(question))
 
 Keys are read by type: the same key under two types is two entries. Values are kept encoded, never
-pickled, and every caller gets a copy of what could be changed.
+pickled, and every caller gets a copy of what could be changed. (What cannot be kept, or is of a
+type that is not, is one object for all who waited for one computation.)
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class AggressiveCache:
             labels and what Python needs per entry.
         l2_size_mb: of the tier on SSD, in MiB of live records; None: no such tier.
         l2_cache_dir: its folder, for one process at a time; default: `cache` in the CapiBench home
-            (`$CAPIBENCH_HOME`, or `outputs` in the working folder). What is in it is used again.
+            (`$CAPIBENCH_HOME`, or `outputs` in the working folder). What is in it is used again:
+            what had to leave RAM, and what `flush` copied.
         strategy: what leaves when room is needed.
         ttl_seconds: times to live by type, over the defaults; 0: this type is not cached.
         quotas: by type, the share of each tier that it has to itself; others share the rest.
@@ -303,6 +305,14 @@ class AggressiveCache:
         self._check_open()
         return self._tiers.clear()
 
+    def flush(self) -> int:
+        """Copy what only RAM holds to SSD, so that the next process finds it; how many entries.
+
+        Before `shutdown`, which leaves RAM's share behind. Without an SSD tier nothing is copied.
+        """
+        self._check_open()
+        return self._tiers.flush(self._now())
+
     def get_cache_stats(self) -> dict[str, Any]:
         """Everything that is counted, as plain values, JSON-serialisable."""
         if self._is_parents:
@@ -313,7 +323,8 @@ class AggressiveCache:
         return {**stats, "strategy": self.strategy.value, "settings": self._settings}
 
     def shutdown(self) -> None:
-        """Release the folder at once; what is being computed is not waited for, and not kept.
+        """Release the folder at once; what is being computed is not waited for, and not kept,
+        and what only RAM holds is lost (see `flush`).
         Who waits for that gets a `RuntimeError`, as later calls do. Again: nothing.
 
         May be called from a signal handler, as the only method: what it interrupts ends first, and

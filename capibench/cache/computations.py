@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from capibench.cache.envelope import decode_trusted
+from capibench.cache.envelope import decode_trusted, is_rounded
 from capibench.cache.flights import Flight, Flights, LeaderLeft, computing, wait, wait_async
 from capibench.cache.keys import CacheType
 from capibench.cache.l1 import Lookup
@@ -145,7 +145,7 @@ class Computations:
                             "compute: got a coroutine function; expected one that returns the "
                             "value (or await get_or_compute_async)"
                         )
-                    self._store(wanted, flight, value, perf_counter() - begin_s)
+                    value = self._store(wanted, flight, value, perf_counter() - begin_s)
         except StopIteration as error:  # which no future can hold
             failed = RuntimeError("compute, or what reads the tags off, raised StopIteration")
             self._crash(wanted, flight, failed)
@@ -170,7 +170,7 @@ class Computations:
                             "expected a coroutine function (or call get_or_compute)"
                         )
                     value = await awaited
-                    self._store(wanted, flight, value, perf_counter() - begin_s)
+                    value = self._store(wanted, flight, value, perf_counter() - begin_s)
         except StopIteration as error:  # which no future can hold
             failed = RuntimeError("compute, or what reads the tags off, raised StopIteration")
             self._crash(wanted, flight, failed)
@@ -199,7 +199,8 @@ class Computations:
         self._flights.land(wanted.address.key, flight, (record, None))
         return True, decode_trusted(record)
 
-    def _store(self, wanted: Wanted, flight: Flight, value: Any, cost_s: float) -> None:
+    def _store(self, wanted: Wanted, flight: Flight, value: Any, cost_s: float) -> Any:
+        """Keep the value if it may be kept; the value as everybody gets it."""
         kind, key, name = wanted.address
         tags = tuple(wanted.tags_of(value))
         record = None
@@ -221,6 +222,7 @@ class Computations:
                 if self.num_uncacheable == 1:
                     _log.warning("a computed value is not kept: %s", error)
         self._flights.land(key, flight, (record, value))
+        return decode_trusted(record) if record is not None and is_rounded(record) else value
 
     def _crash(self, wanted: Wanted, flight: Flight, error: BaseException) -> None:
         """An error is everybody's; who was cancelled or interrupted leaves it to the next."""

@@ -89,6 +89,11 @@ def shareable(record: bytes) -> bool:
     return tag == _IS_BYTES or (tag == _IS_JSON and record[_HEAD_BYTES] not in b"[{")
 
 
+def is_rounded(record: bytes) -> bool:
+    """Whether what comes back is not quite what was stored."""
+    return record[_CRC_BYTES] == _HALF[0]
+
+
 def is_text(record: bytes) -> bool:
     """Whether the value is a text, or structured text."""
     return record[4:5] in (_STR, _JSON)

@@ -150,6 +150,12 @@ class L1:
                 return None
             return _record(resident)
 
+    def held(self, key: bytes) -> Displaced | None:
+        """The entry of `key`, fresh or not, and its record; nothing is counted, no read noted."""
+        with self._lock:
+            resident = self._find(key)
+            return None if resident is None else Displaced(key, resident.entry, _record(resident))
+
     def put(self, key: bytes, entry: Entry, record: bytes, now: float) -> list[Displaced]:
         """Store `record`, instead of an earlier value of `key`.
 

@@ -232,6 +232,21 @@ class TieredCache:
         with self._lock:
             return sum(tier.expire(now) for tier in self._tiers())
 
+    def flush(self, now: float) -> int:
+        """Copy down what only L1 holds, oldest first, and make it outlast a power cut; how many
+        entries. Others go on meanwhile: the lock is held for one at a time."""
+        if self._l2 is None:
+            return 0
+        num_copied = 0
+        for key in self._l1.keys():  # noqa: SIM118  no dict
+            with self._lock:
+                held = None if key in self._l2 else self._l1.held(key)
+                if held is not None and now < held.entry.expires_s:
+                    num_copied += self._l2.put(key, held.entry, held.record, now)
+        with self._lock:
+            self._l2.sync()
+        return num_copied
+
     def tend(self, now: float) -> int:
         """Prefetch a few entries; how many. For when nobody waits: no look-up does it.
 

@@ -386,6 +386,26 @@ def test_what_is_on_ssd_is_there_again_and_ages_meanwhile(make: Any, clock: Cloc
     assert cache.get("k0") is None
 
 
+def test_what_is_flushed_is_there_again(make: Any, clock: Clock) -> None:
+    cache = make(l2_size_mb=1)
+    cache.set("kept", "v", tags=["doc"])
+    cache.set("removed", 1)
+    cache.set("expired", 1, ttl_seconds=5)
+    cache.invalidate("removed")
+    clock.now_s = 6.0
+    assert cache.flush() == 1
+    assert cache.flush() == 0, "it is there"
+    cache.set("lost", 1)
+    cache.shutdown()
+    with pytest.raises(RuntimeError, match="shut down"):
+        cache.flush()
+    cache = make(l2_size_mb=1)
+    assert [cache.get(key) for key in ("removed", "expired", "lost")] == [None] * 3
+    assert cache.get("kept") == "v"
+    assert cache.invalidate_tag("doc") == 1
+    assert make().flush() == 0
+
+
 def test_a_folder_that_cannot_be_written_leaves_the_ram_tier(make: Any, tmp_path: Path) -> None:
     (tmp_path / "l2").mkdir()
     (tmp_path / "l2" / FORMAT_FOLDER).write_text("a file")
@@ -436,6 +456,8 @@ def test_half_precision_is_for_embeddings_alone(make: Any) -> None:
     np.testing.assert_array_equal(cache.get("k"), vector)
     rounded = cache.get("k", VECTOR)
     np.testing.assert_array_equal(rounded, vector.astype(np.float16).astype(np.float32))
+    first = cache.get_or_compute("computed", lambda: vector, VECTOR)
+    np.testing.assert_array_equal(first, rounded, "who computes gets what all others get")
 
 
 def test_statistics_count_every_request_once(make: Any, clock: Clock) -> None:
