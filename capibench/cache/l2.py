@@ -10,7 +10,7 @@ Expiry is absolute on the caller's clock: reopen a folder only under a clock tha
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from capibench.cache.l2_record import (
     unpack_record,
 )
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.residents import Counters, Entry, Residents
+from capibench.cache.residents import Counters, Entry, Kept, Resident, Residents
 from capibench.cache.rocks import RocksStore
 
 # What is not a record has a key of another length than records have.
@@ -133,15 +133,14 @@ class L2:
                 if not allow_stale:
                     return self._missed(kind)
             try:
-                stored = self._store.read(key)
-                if stored is None:
-                    self._drop(key)
-                    return self._missed(kind)
-                value, record = self._unpacked(kind, *packed_value(key, stored))
+                whole = self._read(kind, key)
             except DamagedError:
                 resident.counters.damaged += 1
+                whole = None
+            if whole is None:
                 self._drop(key)
                 return self._missed(kind)
+            value, record = whole
             resident.record_bytes = len(record)
             if is_stale:
                 resident.counters.stale_hits += 1
@@ -161,13 +160,10 @@ class L2:
             if resident is None or now >= resident.fresh_end_s:
                 return None
             try:
-                stored = self._store.read(key)
-                if stored is None:
-                    return None
-                value, record = self._unpacked(resident.entry.kind, *packed_value(key, stored))
-                return Found(value, resident.entry, record)
+                whole = self._read(resident.entry.kind, key)
             except DamagedError:
                 return None
+            return None if whole is None else Found(whole[0], resident.entry, whole[1])
 
     def put(self, key: bytes, entry: Entry, record: bytes, now: float) -> bool:
         """Store `record`; whether it is here now. What it displaces is gone.
@@ -183,19 +179,21 @@ class L2:
                     self._note_read(key, now)
                     return True
                 self._drop(key)
-            for stale in self._residents.stale(now):
-                self._store.delete(stale)
+            self._delete(self._residents.stale(now))
             codec, packed = self._packed(entry.kind, record)
             size = self._residents.size_of(key, entry, len(packed))
             may_enter, victims = self._residents.make_room(key, entry, size, now)
-            for victim in victims:
-                self._store.delete(victim.key)
-            if not may_enter or not self._store.write(
-                key, pack_record(key, entry, codec, packed, len(record), self._num_events, now)
-            ):
+            self._delete(victims)
+            if not may_enter or (ticket := self._store.enter()) is None:
+                return False
+            stored = pack_record(
+                key, entry, codec, packed, len(record), ticket, self._num_events, now
+            )
+            if not self._store.write(key, stored):
+                self._store.delete(key, ticket.place)
                 return False
             self._num_events += 1
-            self._residents.insert(key, entry, size, now)
+            self._residents.insert(key, entry, size, now, Kept(ticket.place, False, 0))
             counter = self._residents.counters_of(entry.kind)
             counter.stored += 1
             counter.stored_bytes += len(packed)
@@ -205,6 +203,7 @@ class L2:
         """Invalidate `key`; whether it was there."""
         with self._lock:
             if key not in self._residents:
+                self._store.forget()
                 return False
             self._drop(key)
             return True
@@ -215,13 +214,15 @@ class L2:
             self._store.sync()
 
     def tagged(self, tag: str) -> list[bytes]:
-        """The keys of the entries that carry `tag`."""
+        """The keys of the entries that carry `tag`, all of which are now to be removed."""
         with self._lock:
+            self._store.forget()
             return self._residents.tagged(tag)
 
     def matching(self, glob: str) -> list[bytes]:
-        """The keys of the entries whose name matches `glob`."""
+        """The keys of the entries whose name matches `glob`, all of which are now to be removed."""
         with self._lock:
+            self._store.forget()
             return self._residents.matching(glob)
 
     def keys(self) -> list[bytes]:
@@ -233,8 +234,7 @@ class L2:
         """Drop everything that is stale at `now`; how many that were."""
         with self._lock:
             stale = self._residents.stale(now)
-            for key in stale:
-                self._store.delete(key)
+            self._delete(stale)
             return len(stale)
 
     def clear(self) -> None:
@@ -284,7 +284,7 @@ class L2:
                     self._residents.counters_of(claimed_kind(stored)).damaged += 1
                     useless.append(key)
                     continue
-                if record.inserted_s > now:
+                if record.inserted_s > now or not self._store.is_valid(record.ticket):
                     useless.append(key)
                     continue
                 size = self._residents.size_of(key, record.entry, len(record.packed))
@@ -299,10 +299,13 @@ class L2:
                 continue
             of, size = inserted[key]
             if of.event == event:
-                self._residents.insert(key, of.entry, size, at_s)
+                kept = Kept(of.ticket.place, False, 0)
+                self._residents.insert(key, of.entry, size, at_s, kept)
             elif of.event < event:
                 self._residents.replay_hit(key, at_s)
-        for key in (*useless, *self._residents.evict_surplus(last_s)):
+        self._residents.evict_surplus(last_s)
+        self._store.keep(resident.kept for resident in self._residents.all())
+        for key in (*useless, *(key for key in inserted if key not in self._residents)):
             self._store.delete(key)
 
     def _load_dictionary(self, key: bytes, stored: bytes) -> bool:
@@ -322,10 +325,18 @@ class L2:
                 self._compressor.load_dictionary(kind, dictionary)
         return self._compressor.pack(kind, record)
 
-    def _unpacked(
-        self, kind: CacheType, codec: int, packed: bytes, num_bytes: int
-    ) -> tuple[Any, bytes]:
-        """A value and its record, of bytes whose checksum was right."""
+    def _read(self, kind: CacheType, key: bytes) -> tuple[Any, bytes] | None:
+        """A value and its record; None after a failed read.
+
+        Raises:
+            DamagedError: they are not what was stored last.
+        """
+        stored = self._store.read(key)
+        if stored is None:
+            return None
+        ticket, codec, packed, num_bytes = packed_value(key, stored)
+        if not self._store.is_valid(ticket):
+            raise DamagedError("an older record came back")
         record = self._compressor.unpack(kind, codec, packed, num_bytes)
         return decode_trusted(record), record
 
@@ -344,5 +355,8 @@ class L2:
             self._store.delete(self._blocks.pop(0))
 
     def _drop(self, key: bytes) -> None:
-        self._residents.drop(key)
-        self._store.delete(key)
+        self._delete([self._residents.drop(key)])
+
+    def _delete(self, dropped: Iterable[Resident]) -> None:
+        for resident in dropped:
+            self._store.delete(resident.key, resident.kept)

@@ -14,17 +14,22 @@ from typing import NamedTuple
 
 from capibench.cache.envelope import DamagedError
 from capibench.cache.keys import CacheType
+from capibench.cache.ledger import NUMBER_BYTES, Ticket
 from capibench.cache.residents import Entry
 
-# type, codec, event number, cost_s, inserted_s, expires_s, fresh_until_s, label and record bytes
-_HEADER = struct.Struct("<BBQddddIQ")
-_READ = struct.Struct("<IxB40xIQ")  # checksum, codec, label and record bytes: what a read needs
+# type, codec, ticket's place and number, event number, cost_s, inserted_s, expires_s,
+# fresh_until_s, label and record bytes
+_HEADER = struct.Struct("<BBIQQddddIQ")
+# checksum, codec, ticket, label and record bytes: what a read needs
+_READ = struct.Struct("<IxBIQ40xIQ")
 _CRC_BYTES = 4
 _LABELS_START = _CRC_BYTES + _HEADER.size
 _KINDS = tuple(CacheType)  # new types are appended: a record stores the position
 _POSITIONS = {kind: position for position, kind in enumerate(_KINDS)}
+_new = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
-OVERHEAD_BYTES = _LABELS_START + 16  # ours, and RocksDB's own per record
+# ours, the ledger's, and RocksDB's own per record
+OVERHEAD_BYTES = _LABELS_START + NUMBER_BYTES + 16
 
 
 class StoredRecord(NamedTuple):
@@ -34,6 +39,7 @@ class StoredRecord(NamedTuple):
     packed: bytes  # its record as it is stored
     codec: int
     num_bytes: int  # of the record before it was compressed
+    ticket: Ticket  # the record is valid while the ledger has it
     event: int  # number among the insertions and reads of the store
     inserted_s: float
 
@@ -44,6 +50,7 @@ def pack_record(
     codec: int,
     packed: bytes,
     num_bytes: int,
+    ticket: Ticket,
     event: int,
     inserted_s: float,
 ) -> bytes:
@@ -53,6 +60,7 @@ def pack_record(
     header = _HEADER.pack(
         _POSITIONS[kind],
         codec,
+        *ticket,
         event,
         cost_s,
         inserted_s,
@@ -65,16 +73,17 @@ def pack_record(
     return b"".join((crc.to_bytes(_CRC_BYTES, "little"), header, labels, packed))
 
 
-def packed_value(key: bytes, stored: bytes) -> tuple[int, bytes, int]:
-    """Codec, packed bytes and unpacked size of the value: all that a read does not know already.
+def packed_value(key: bytes, stored: bytes) -> tuple[Ticket, int, bytes, int]:
+    """Ticket, codec, packed bytes and unpacked size of the value: all that a read does not know.
 
     Raises:
         DamagedError: a checksum does not fit, or the record is another key's.
     """
     if len(stored) >= _LABELS_START:
-        crc, codec, label_bytes, num_bytes = _READ.unpack_from(stored)
+        crc, codec, place, number, label_bytes, num_bytes = _READ.unpack_from(stored)
         if zlib.crc32(stored[_CRC_BYTES:], zlib.crc32(key)) == crc:
-            return codec, stored[_LABELS_START + label_bytes :], num_bytes
+            packed = stored[_LABELS_START + label_bytes :]
+            return _new(Ticket, (place, number)), codec, packed, num_bytes
     raise DamagedError(f"a record of {len(stored)} bytes is not what was stored under its key")
 
 
@@ -84,16 +93,15 @@ def unpack_record(key: bytes, stored: bytes) -> StoredRecord:
     Raises:
         DamagedError: a checksum does not fit, or the record is another key's.
     """
-    packed_value(key, stored)
-    kind, codec, event, cost_s, inserted_s, expires_s, fresh_until_s, label_bytes, num_bytes = (
+    ticket, codec, packed, num_bytes = packed_value(key, stored)
+    kind, _, _, _, event, cost_s, inserted_s, expires_s, fresh_until_s, label_bytes, _ = (
         _HEADER.unpack_from(stored, _CRC_BYTES)
     )
-    packed = stored[_LABELS_START + label_bytes :]
     name, tags = "", ()
     if label_bytes:
         name, tags = json.loads(stored[_LABELS_START : _LABELS_START + label_bytes])
     entry = Entry(_KINDS[kind], cost_s, expires_s, fresh_until_s, name, tuple(tags))
-    return StoredRecord(entry, packed, codec, num_bytes, event, inserted_s)
+    return StoredRecord(entry, packed, codec, num_bytes, ticket, event, inserted_s)
 
 
 def claimed_kind(stored: bytes) -> CacheType:

@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 class Kept(NamedTuple):
     """What a tier keeps of an entry in RAM."""
 
-    what: Any  # its value if `is_value`, else its record; None where that is on SSD
+    what: Any  # its value if `is_value`, else its record; where that is on SSD: its place there
     is_value: bool
     record_bytes: int  # of the record, wherever it is
 
@@ -188,9 +188,9 @@ class Residents:
         """The resident keys, oldest insertion first."""
         return iter(self._residents)
 
-    def keys(self) -> list[bytes]:
-        """All resident keys, oldest insertion first."""
-        return list(self._residents)
+    def all(self) -> list[Resident]:
+        """Oldest insertion first."""
+        return list(self._residents.values())
 
     def tagged(self, tag: str) -> list[bytes]:
         """The keys of the entries that carry `tag`."""
@@ -245,13 +245,14 @@ class Residents:
         """`key` was read in an earlier life of the tier."""
         self._residents[key].part.policy.on_hit(key, now)
 
-    def stale(self, now: float) -> list[bytes]:
+    def stale(self, now: float) -> list[Resident]:
         """Drop what is stale at `now`, counted as expired, and return it."""
-        keys = []
+        dropped = []
         while (first := self._expiry.first()) is not None and first[1] <= now:
-            keys.append(first[0])
-            self.drop(first[0]).counters.expired += 1
-        return keys
+            resident = self.drop(first[0])
+            resident.counters.expired += 1
+            dropped.append(resident)
+        return dropped
 
     def drop(self, key: bytes) -> Resident:
         """Forget a resident key; the caller counts why."""
@@ -298,11 +299,11 @@ class Residents:
             return False, []
         return True, self._evict_to(part, part.capacity_bytes - size, now)
 
-    def evict_surplus(self, now: float) -> list[bytes]:
+    def evict_surplus(self, now: float) -> list[Resident]:
         """Evict in the policy's order what is over capacity: it was larger when it was closed."""
         self.settle()
         return [
-            victim.key
+            victim
             for part in self._distinct_parts
             for victim in self._evict_to(part, part.capacity_bytes, now)
         ]

@@ -1,15 +1,15 @@
 """RocksDB, as a store of bytes that may fail at any time: every failure is counted, none raised.
 
 A write-ahead log and no fsync per write: a killed process loses nothing, a power cut what was
-written in the last moments. What was invalidated is synced, so that it does not come back. The
-folder is for its owner alone (0700, files 0600).
+written in the last moments (and undoes what was overwritten then; what was invalidated is synced).
+What is deleted does not come back, whatever is damaged: see `ledger`. Nobody but its owner may
+enter the folder (0700), whatever the modes of the files in it.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rocksdict import (
@@ -24,11 +24,14 @@ from rocksdict import (
 )
 
 from capibench.cache.envelope import DamagedError
+from capibench.cache.ledger import Ledger, Ticket, strike_all
 from capibench.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
-# Bytes in another layout are another folder: never read, never in the way.
-FORMAT_FOLDER = "format_2"
+# Bytes in another layout are another folder: never read. One of an older layout is deleted.
+_FORMAT = 3
+FORMAT_FOLDER = f"format_{_FORMAT}"
+LEDGER = "LEDGER"
 _FILTER_BITS = 10  # per key, in RAM; one in a hundred files is looked into in vain
 # A read wants one record and not its neighbours: blocks of a record or a few, found by the hash of
 # their keys' first bytes (keys are digests) instead of a search among all blocks.
@@ -51,7 +54,11 @@ class RocksStore:
         self._num_writes = 0
         self.num_errors = 0
         self.first_error: str | None = None
-        self._db: Rdict | None = self._open(folder)
+        self._db: Rdict | None = None
+        self._ledger: Ledger | None = None
+        self._is_closed = False
+        self._owes_forgetting = False  # what could not be made invalid yet
+        self._open()
         self._tighten()
 
     @property
@@ -70,13 +77,28 @@ class RocksStore:
         try:
             stored: bytes | None = self._db.get(key)
         except Exception as error:
-            if "Corruption" in str(error):
+            if self._is_damage(error):
                 raise DamagedError(str(error)) from error
             self._count_error("read", error)
             return None
         if stored is None:
             raise DamagedError("a resident record is not on disk")
         return stored
+
+    def enter(self) -> Ticket | None:
+        """What a record that is now to be written must name to be valid; None after a failure."""
+        if self._ledger is None:
+            self.num_errors += 1
+            return None
+        try:
+            return self._ledger.enter()
+        except OSError as error:
+            self._count_error("write", error)
+            return None
+
+    def is_valid(self, ticket: Ticket) -> bool:
+        """Whether the record that names it is not deleted; one that is may still be on disk."""
+        return self._ledger is not None and self._ledger.has(ticket)
 
     def write(self, key: bytes, stored: bytes) -> bool:
         """Whether it is stored now."""
@@ -93,25 +115,57 @@ class RocksStore:
             self._tighten()
         return True
 
-    def delete(self, key: bytes) -> None:
-        """Make sure that `key` never comes back. Where a record cannot be deleted (the disk is
-        full), the whole store is: what was invalidated must not rise when it is opened again."""
-        if self._db is None:
+    def delete(self, key: bytes, place: int | None = None) -> None:
+        """Make sure that the record under `key` never comes back; `place` is its ticket's, None for
+        what has none. Where the disk fails so that it could come back, everything is deleted."""
+        if self._db is None or self._ledger is None:
+            self.forget()
             return
+        if place is not None:
+            try:
+                self._ledger.strike(place)
+            except OSError as error:
+                self._count_error("delete", error)
+                self.discard()
+                return
         try:
             self._db.delete(key)
         except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
-            self._count_error("delete", error)
-            self._release()
-            self._discard()
+            self._count_error("delete", error)  # it takes room, and is not valid
 
-    def sync(self) -> None:
-        """Make all that was written and deleted outlast a power cut; an fsync."""
-        if self._db is None:
+    def keep(self, places: Iterable[int]) -> None:
+        """Make all records invalid but those whose tickets have these places."""
+        if self._ledger is None:
             return
         try:
-            self._db.flush_wal(sync=True)
-        except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
+            self._ledger.keep(places)
+        except OSError as error:
+            self._count_error("delete", error)
+            self.discard()
+
+    def forget(self) -> None:
+        """For a store that could not be opened, or not be gone on with: make sure that nothing that
+        is in it comes back when it is opened again. What fails is tried again with the next call
+        and by `close`."""
+        if self._db is not None or self._is_closed:
+            return
+        try:
+            strike_all(self._folder / LEDGER)
+        except OSError as error:
+            self._count_error("invalidate", error)
+            if not self._owes_forgetting:
+                _LOG.error("invalidated values of %s may come back: %s", self._folder, error)
+            self._owes_forgetting = True
+        else:
+            self._owes_forgetting = False
+
+    def sync(self) -> None:
+        """Make all that was deleted outlast a power cut; an fsync."""
+        if self._ledger is None:
+            return
+        try:
+            self._ledger.sync()
+        except OSError as error:
             self._count_error("sync", error)
 
     def scan(self) -> Iterator[tuple[bytes, bytes]]:
@@ -140,11 +194,22 @@ class RocksStore:
     def clear(self) -> None:
         """Delete everything at once."""
         if self._db is None:
+            self.forget()
             return
-        self._release()
-        self._discard()
-        self._db = self._open(self._folder.parent)
+        self.discard()
+        if self._owes_forgetting:
+            return
+        try:
+            self._open()
+        except ConfigError as error:  # another process was faster
+            self._count_error("open", error)
         self._tighten()
+
+    def discard(self) -> None:
+        """Delete everything and go on without the disk."""
+        self._release()
+        self.forget()
+        self._destroy()
 
     def disk_bytes(self) -> int:
         """Bytes of all files: the log and records that are not yet compacted away included."""
@@ -158,51 +223,87 @@ class RocksStore:
         if self._db is not None:
             self._release()
             self._tighten()
+        elif self._owes_forgetting:
+            self.forget()
+        self._is_closed = True
 
-    def _open(self, folder: Path) -> Rdict | None:
+    def _open(self) -> None:
         for is_retry in (False, True):
             try:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._folder.mkdir(exist_ok=True, mode=0o700)
                 self._folder.chmod(0o700)
-                return Rdict(str(self._folder), _options())
+                db = Rdict(str(self._folder), _options())
             except Exception as error:
-                message = str(error)
+                message = self._without_path(error)
                 if "lock hold by" in message or "While lock file" in message:
-                    problem = f"{folder} is used by another process or cache; expected a free one"
+                    problem = (
+                        f"{self._folder.parent} is used by another process or cache; "
+                        "expected a free one"
+                    )
                     raise ConfigError("cache.folder", problem) from error
                 self._count_error("open", error)
-                is_damaged = "Corruption" in message or "No such file" in message
-                if is_retry or not is_damaged or not self._folder.is_dir():
-                    return None
-                self._discard()  # a cache may start empty
-        return None
+                is_damage = self._is_damage(error) or "No such file" in message
+                if is_retry or not is_damage or not self._folder.is_dir():
+                    return
+                self.forget()
+                self._destroy()  # a cache may start empty
+                continue
+            try:
+                self._ledger = Ledger(self._folder / LEDGER)
+            except OSError as error:
+                self._count_error("open", error)
+                db.close()
+                return
+            self._db = db
+            self._delete_older()
+            return
 
     def _release(self) -> None:
         db, self._db = self._db, None
-        if db is None:
-            return
+        ledger, self._ledger = self._ledger, None
         try:
-            db.close()
+            if ledger is not None:
+                ledger.close()
+            if db is not None:
+                db.close()
         except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
             self._count_error("close", error)
 
-    def _discard(self) -> None:
-        """Delete the store, at once as whoever opens it next sees it."""
-        discarded = self._folder.with_name("discarded")
+    def _delete_older(self) -> None:
+        """Delete stores of older layouts, but for one that a process of that version uses."""
+        for number in range(_FORMAT):
+            older = self._folder.with_name(f"format_{number}")
+            if not (older / "CURRENT").is_file():
+                continue
+            try:
+                Rdict.destroy(str(older))
+                (older / LEDGER).unlink(missing_ok=True)
+                older.rmdir()
+            except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
+                _LOG.info("%s is left: %s", older, error)
+
+    def _destroy(self) -> None:
+        """Delete RocksDB's files, and nothing else; not those that another process uses."""
         try:
-            shutil.rmtree(discarded, ignore_errors=True)
-            self._folder.rename(discarded)
-        except OSError as error:
+            Rdict.destroy(str(self._folder))
+        except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
             self._count_error("discard", error)
-        shutil.rmtree(discarded, ignore_errors=True)
 
     def _tighten(self) -> None:
+        """Make the files' modes those of the folder too; what protects them is the folder's."""
         try:
             for path in self._folder.iterdir():
                 path.chmod(0o600)
-        except OSError:  # it went while we looked, or never was; the folder's mode still holds
+        except OSError:  # it went while we looked, or never was
             return
+
+    def _is_damage(self, error: Exception) -> bool:
+        return "Corruption" in self._without_path(error)
+
+    def _without_path(self, error: Exception) -> str:
+        """What RocksDB says, without the words that happen to be in the folder's name."""
+        return str(error).replace(str(self._folder), "")
 
     def _count_error(self, operation: str, error: Exception) -> None:
         self.num_errors += 1
@@ -215,9 +316,8 @@ def _options() -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_compression_type(DBCompressionType.none())  # so that bytes are what we count
-    # A damaged log is not opened, and the cache starts empty: to skip a record, which may be that
-    # of a deletion, would bring back what was invalidated. A log's torn end is a kill's own work.
-    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+    # Of a damaged log all that is whole is taken: a deletion that is skipped is in the ledger.
+    options.set_wal_recovery_mode(DBRecoveryMode.skip_any_corrupted_record())
     options.set_write_buffer_size(8 << 20)  # a killed store reopens soon
     table = BlockBasedOptions()
     table.set_bloom_filter(_FILTER_BITS, False)  # a read passes by the files that hold other keys

@@ -16,11 +16,13 @@ import argparse
 import asyncio
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,16 @@ from capibench.cache import AggressiveCache, CacheStrategy
 from capibench.cache.compression import Compression
 from capibench.cache.envelope import encode
 from capibench.cache.keys import CacheType, cache_key
+from capibench.cache.l1 import L1
 from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
 from capibench.cache.residents import Entry
+from capibench.cache.tiered import TieredCache
 
 KIND = CacheType.QUERY_RESULT
 COMPRESSION = Compression(level=3, min_saving=0.1, dictionary_kib=4, num_samples=40)
 NUM_KEYS = 50
+NUM_OF_HISTORY = 120
 TEXT = "some text that repeats itself " * 3
 WORDS = Path(argparse.__file__).read_text(encoding="ascii").split(" ")
 
@@ -110,43 +115,127 @@ def kills(times: int, seed: int) -> dict[str, int]:
     return counts
 
 
-def damages(times: int, seed: int) -> dict[str, int]:
-    """One flipped bit, or one cut, in any file; then a value is the right one or a miss, and
-    nothing dies. `not_storing`: the store could not be used any more, and said so."""
-    rng = np.random.default_rng(seed)
-    records = [" ".join(WORDS[n : n + 20]) + f" {n}" for n in range(200)]
-    counts = dict.fromkeys(("damages", "right", "misses", "wrong", "not_storing"), 0)
-    with tempfile.TemporaryDirectory() as name:
-        whole = Path(name) / "whole"
-        for begin, end in ((0, 120), (120, 160), (160, 200)):  # two sorted files and a log
-            store = opened(whole)
-            for number in range(begin, end):
-                record = encode(records[number])
-                store.put(key(number), Entry(KIND, 1.0, 1e9), record, float(number))
-            store.close()
-        for round_ in range(times):
-            folder = Path(name) / "damaged"
-            shutil.copytree(whole, folder)
-            files = sorted(f for f in folder.glob("*/*") if f.stat().st_size and f.name != "LOCK")
-            content = bytearray(files[round_ % len(files)].read_bytes())
-            place = int(rng.integers(len(content)))
-            if round_ % 3 == 2:
-                del content[place:]
+class History:
+    """A cache on SSD whose values name their version, and what is latest under each key."""
+
+    def __init__(self, folder: Path, rng: np.random.Generator) -> None:
+        self._folder = folder
+        self._rng = rng
+        self._now = 0.0
+        self.latest: dict[int, str | None] = {}
+        self.counts = dict.fromkeys(("stored", "overwritten", "removed", "evicted"), 0)
+        self.open()
+
+    def open(self) -> None:
+        self.cache = tiers(self._folder)
+
+    def go_on(self, num_deeds: int) -> None:
+        """Store and overwrite, half of it in RAM alone; invalidate by key, glob and tag."""
+        for _ in range(num_deeds):
+            number, how = int(self._rng.integers(NUM_OF_HISTORY)), self._rng.integers(30)
+            self._now += 1.0
+            if how < 24:
+                start = int(self._rng.integers(len(WORDS) - 30))
+                text = " ".join([*WORDS[start : start + 30], f"{number} at {self._now}"])
+                labels = {"name": f"q{number:02}", "tags": (f"t{number % 25}",)}
+                self.cache.put(KIND, key(number), text, 1.0, self._now, **labels)
+                self.counts["stored"] += 1
+                self.counts["overwritten"] += self.latest.get(number) is not None
+                self.latest[number] = text
+                continue
+            if how < 26:
+                gone = [number]
+                self.cache.remove(key(number))
+            elif how < 28:
+                gone = [number, number ^ 1]
+                self.cache.remove_matching(f"q{number // 2 * 2:02}")
+                self.cache.remove_matching(f"q{number // 2 * 2 + 1:02}")
             else:
+                gone = [other for other in range(NUM_OF_HISTORY) if other % 25 == number % 25]
+                self.cache.remove_tagged(f"t{number % 25}")
+            self.counts["removed"] += sum(self.latest.get(each) is not None for each in gone)
+            self.latest.update(dict.fromkeys(gone))
+
+    def close(self) -> None:
+        self.counts["evicted"] += self.cache.stats()["tiers"]["l2"]["evicted"]
+        self.cache.close()
+
+
+def tiers(folder: Path) -> TieredCache:
+    return TieredCache(L1(Lru(), 12_000), opened(folder, 15_000), {KIND: 1e9})
+
+
+def copied(whole: Path, copy: Path) -> Path:
+    """As a killed process leaves it. By another process: whoever closes a file, even one that was
+    only read, gives up its own locks on it."""
+    subprocess.run(["cp", "-r", whole, copy], check=True)
+    return copy
+
+
+def histories(folder: Path, rng: np.random.Generator) -> dict[Path, dict[int, str | None]]:
+    """Stores with a past, and what is latest under each key: one that was closed; one of a killed
+    process, with a log; and one of a process that was killed while RocksDB wrote a sorted file,
+    with two logs and the manifest of before."""
+    past = History(folder / "open", rng)
+    for _ in range(3):
+        past.go_on(200)
+        past.close()
+        past.open()
+    past.close()
+    found = {copied(folder / "open", folder / "closed"): dict(past.latest)}
+    past.open()
+    past.go_on(200)
+    flushing = copied(folder / "open", folder / "flushing")
+    database = past.cache._l2._store._db  # type: ignore[union-attr]
+    database.flush()
+    past.go_on(200)
+    killed = copied(folder / "open", folder / "killed")
+    for log in killed.glob("*/*.log"):
+        shutil.copy(log, next(flushing.glob("*")) / log.name)
+    for ledger in killed.glob("*/LEDGER"):
+        shutil.copy(ledger, next(flushing.glob("*")) / ledger.name)
+    found[killed], found[flushing] = dict(past.latest), dict(past.latest)
+    past.close()
+    assert min(past.counts.values()) > 100, past.counts
+    return found
+
+
+def damages(times: int, seed: int) -> dict[str, int]:
+    """One flipped bit, one cut or one lost file, of any kind; then a value is the latest or a miss,
+    and nothing dies. `not_storing`: the store could not be used any more, and said so."""
+    rng = np.random.default_rng(seed)
+    counts = dict.fromkeys(("damages", "right", "misses", "wrong", "empty", "not_storing"), 0)
+    by_file: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        wholes = histories(Path(name), rng)
+        for round_ in range(times):
+            whole, latest = list(wholes.items())[round_ % len(wholes)]
+            folder = copied(whole, Path(name) / "damaged")
+            files = sorted(f for f in folder.glob("*/*") if f.stat().st_size and f.name != "LOCK")
+            path = files[round_ // len(wholes) % len(files)]
+            by_file[re.sub(r".*\.|-.*", "", path.name)] += 1
+            content = bytearray(path.read_bytes())
+            place, how = int(rng.integers(len(content))), rng.integers(10)
+            if how < 5:
                 content[place] ^= 1 << int(rng.integers(8))
-            files[round_ % len(files)].write_bytes(content)
-            store = opened(folder)
+            elif how < 9:
+                del content[place:]
+            path.write_bytes(content)
+            if how == 9:
+                path.unlink()
+            cache = tiers(folder)
             counts["damages"] += 1
-            for number, text in enumerate(records):
-                found = store.get(KIND, key(number), 300.0)
-                is_right = found is not None and found.value == text
-                outcome = "misses" if found is None else "right" if is_right else "wrong"
-                counts[outcome] += 1
-            stored = store.put(key(999), Entry(KIND, 1.0, 1e9), encode("new"), 300.0)
-            counts["not_storing"] += not stored
-            store.close()
+            answers = [cache.lookup(KIND, key(number), 1e6) for number in latest]
+            for found, text in zip(answers, latest.values(), strict=True):
+                outcome = "right" if found.value == text else "wrong"
+                counts[outcome if found.is_hit else "misses"] += 1
+            counts["empty"] += not any(found.is_hit for found in answers)
+            new = key(NUM_OF_HISTORY)
+            cache.put(KIND, new, "new " * 4000, 1.0, 1e6)  # too large for RAM
+            counts["not_storing"] += cache.lookup(KIND, new, 1e6).tier != "l2"
+            cache.close()
             shutil.rmtree(folder)
-    return counts
+    return counts | {f"damages_of_{kind}": number for kind, number in sorted(by_file.items())}
 
 
 def misses(times: int, seed: int) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import stat
 import subprocess
@@ -15,10 +17,12 @@ from capibench.cache.access_log import READS_PER_BLOCK
 from capibench.cache.compression import Compression
 from capibench.cache.envelope import encode
 from capibench.cache.keys import CacheType, cache_key
+from capibench.cache.l1 import L1
 from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
 from capibench.cache.residents import Entry
 from capibench.cache.rocks import FORMAT_FOLDER
+from capibench.cache.tiered import TieredCache
 
 RESULT, VECTOR = CacheType.QUERY_RESULT, CacheType.EMBEDDING
 COMPRESSION = Compression(level=3, min_saving=0.1, dictionary_kib=4, num_samples=40)
@@ -103,37 +107,115 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_no_wrong_value(tmp_path: P
     assert num_found > 100
 
 
-def test_flips_and_cuts_anywhere_in_any_file_never_make_a_wrong_value(tmp_path: Path) -> None:
-    store = opened(tmp_path / "l2")
-    for number in range(120):
-        store.put(key(number), *entry(number), float(number))
-    store._store._db.flush()
-    for number in range(120, 200):
-        store.put(key(number), *entry(number), float(number))
-    rng = np.random.default_rng(1)
+def tiers(folder: Path) -> TieredCache:
+    return TieredCache(L1(Lru(), 4_000), opened(folder, 20_000), {RESULT: 1e9})
+
+
+def copied(whole: Path, copy: Path) -> Path:
+    """As a killed process leaves it. By another process: whoever closes a file, even one that was
+    only read, gives up its own locks on it."""
+    subprocess.run(["cp", "-r", whole, copy], check=True)
+    return copy
+
+
+Latest = dict[int, list[object] | None]
+
+
+def go_on(cache: TieredCache, latest: Latest, now: float) -> None:
+    """Of 60 values overwrite some and invalidate others in each way; older ones are evicted."""
+    for number in range(60):
+        new = [number, f"of {now} " * 9]
+        tags = (f"t{number // 3}",)
+        cache.put(RESULT, key(number), new, 1.0, now, name=f"q{number:02}", tags=tags)
+        latest[number] = new
+    for number in range(0, 60, 5):
+        cache.remove(key(number))
+    cache.remove_matching("q1?")
+    cache.remove_tagged("t9")
+    latest.update(dict.fromkeys((*range(0, 60, 5), *range(10, 20), 27, 28, 29)))
+
+
+def stores_with_a_past(folder: Path) -> list[tuple[Path, Latest]]:
+    """Of a process that ended in order; of one that was killed, with a log; and of one that was
+    killed while RocksDB wrote a sorted file: with two logs, and the manifest of before."""
+    latest: Latest = {}
+    for now in (1.0, 2.0, 3.0):
+        cache = tiers(folder / "open")
+        go_on(cache, latest, now)
+        assert cache.stats()["tiers"]["l2"]["evicted"] > 0
+        cache.close()
+    closed = copied(folder / "open", folder / "closed"), dict(latest)
+    cache = tiers(folder / "open")
+    go_on(cache, latest, 4.0)
+    flushing = copied(folder / "open", folder / "flushing")
+    cache._l2._store._db.flush()
+    go_on(cache, latest, 5.0)
+    killed = copied(folder / "open", folder / "killed")
+    for path in (*killed.glob("*/*.log"), *killed.glob("*/LEDGER")):
+        shutil.copy(path, flushing / FORMAT_FOLDER)
+    cache.close()
+    return [closed, (killed, latest), (flushing, latest)]
+
+
+def served(folder: Path, latest: Latest) -> list[bool]:
+    """Which values are; every one of them is the latest."""
+    cache = tiers(folder)
+    found = {number: cache.lookup(RESULT, key(number), 10.0) for number in latest}
+    cache.close()
+    assert all(f.value == latest[number] for number, f in found.items() if f.is_hit)
+    return [f.is_hit for f in found.values()]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["closed", "killed", "flushing"])
+def test_no_damage_in_any_file_brings_back_what_was_overwritten_or_invalidated(
+    tmp_path: Path, which: int
+) -> None:
+    """A flipped bit, a cut, a lost file: a miss or the latest value."""
+    whole, latest = stores_with_a_past(tmp_path)[which]
+    assert sum(served(copied(whole, tmp_path / "whole"), latest)) > 10
+    rng = np.random.default_rng(which)
     num_hits = []
-    for round_ in range(60):
-        folder = tmp_path / str(round_)
-        shutil.copytree(tmp_path / "l2", folder)
-        files = sorted(f for f in folder.glob("*/*") if f.stat().st_size and f.name != "LOCK")
-        path = files[round_ % len(files)]
-        content = bytearray(path.read_bytes())
-        position = int(rng.integers(len(content)))
-        if round_ % 3 == 2:
-            del content[position:]
-        else:
+    files = [f for f in sorted(whole.glob("*/*")) if f.stat().st_size and f.name != "LOCK"]
+    shares = [path for path in files if re.match(r".*\.log|.*\.sst|MANIFEST|LEDGER", path.name)]
+    assert len(shares) >= 3
+    for path in (*files, *4 * shares):
+        damaged = copied(whole, tmp_path / "damaged")
+        copy = damaged / FORMAT_FOLDER / path.name
+        content = bytearray(copy.read_bytes())
+        position, how = int(rng.integers(len(content))), rng.integers(5)
+        if how < 2:
             content[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(content)
-        damaged = opened(folder)
-        found = [damaged.get(RESULT, key(number), 300.0) for number in range(200)]
-        assert all(f is None or f.value == value(n) for n, f in enumerate(found))
-        num_hits.append(sum(f is not None for f in found))
-        assert damaged.put(key(999), *entry(999), 300.0) or damaged.num_errors
-        damaged.close()
-        shutil.rmtree(folder)
+        else:
+            del content[position:]
+        copy.write_bytes(content)
+        if how == 4:
+            copy.unlink()
+        num_hits.append(sum(served(damaged, latest)))
+        shutil.rmtree(damaged)
+    assert np.mean(num_hits) > 5, num_hits
+
+
+def test_a_manifest_that_is_cut_anywhere_brings_back_nothing(tmp_path: Path) -> None:
+    """RocksDB then opens the store as it was before its last file."""
+    store = opened(tmp_path / "l2")
+    for number in range(20):
+        store.put(key(number), *entry(number), 0.0)
     store.close()
-    assert max(num_hits) == 200
-    assert np.mean(num_hits) > 100, num_hits
+    store = opened(tmp_path / "l2")
+    for number in range(10):
+        store.remove(key(number))
+    store.close()
+    manifest = next((tmp_path / "l2").glob("*/MANIFEST-*"))
+    num_hits = []
+    for place in range(0, manifest.stat().st_size, 12):
+        damaged = copied(tmp_path / "l2", tmp_path / str(place))
+        os.truncate(damaged / FORMAT_FOLDER / manifest.name, place)
+        store = opened(damaged)
+        found = [store.get(RESULT, key(number), 1.0) for number in range(20)]
+        store.close()
+        assert not any(found[:10])
+        num_hits.append(sum(f is not None for f in found))
+    assert max(num_hits) == 10, "an older state of the database has the other ten as well"
 
 
 def test_the_policy_knows_again_what_was_read(tmp_path: Path) -> None:
@@ -184,18 +266,25 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     assert modes == {0o600}
 
 
-def test_files_of_another_version_are_no_hits_and_left_alone(tmp_path: Path) -> None:
+def test_stores_of_older_versions_are_deleted_and_nothing_else(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.put(key(1), *entry(1), 0.0)
     store.close()
-    (tmp_path / FORMAT_FOLDER).rename(tmp_path / "format_1")
-    (tmp_path / "thesis.txt").write_text("the folder of somebody who uses it for more")
+    copied(tmp_path / FORMAT_FOLDER, tmp_path / "format_2")
+    (tmp_path / FORMAT_FOLDER).rename(tmp_path / "format_1000")
+    mine = [tmp_path / "thesis.txt", tmp_path / "format_1" / "thesis.txt"]
+    mine += [tmp_path / "format_2" / "thesis.txt", tmp_path / "discarded" / "thesis.txt"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("the folder of somebody who uses it for more")
     store = opened(tmp_path)
     assert store.get(RESULT, key(1), 1.0) is None
     store.clear()
     store.close()
-    assert (tmp_path / "format_1" / "CURRENT").is_file()
-    assert (tmp_path / "thesis.txt").is_file()
+    assert all(path.is_file() for path in mine)
+    assert (tmp_path / "format_1000" / "CURRENT").is_file(), "a newer version's"
+    left = {path.name for path in (tmp_path / "format_2").iterdir()}
+    assert left == {"thesis.txt"}
 
 
 def test_what_was_stored_later_than_now_is_dropped(tmp_path: Path) -> None:

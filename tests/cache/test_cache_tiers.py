@@ -217,7 +217,7 @@ def test_flipped_bytes_on_disk_are_misses_never_wrong_values(tmp_path: Path, suf
     if suffix == "sst":
         assert min(num_hits[1:]) > 250, "one block is lost"
     else:
-        assert set(num_hits[1:]) == {0}, "a deletion may be what is damaged in the log"
+        assert min(num_hits[1:]) > 200, "a block of the log is lost"
 
 
 @pytest.mark.parametrize("name", ["MANIFEST-*", "CURRENT", "rocksdict-config.json"])
