@@ -284,7 +284,7 @@ class L2:
                     self._residents.counters_of(claimed_kind(stored)).damaged += 1
                     useless.append(key)
                     continue
-                if record.inserted_s > now or not self._store.is_valid(record.ticket):
+                if record.inserted_s > now or not self._store.is_valid(*record.ticket):
                     useless.append(key)
                     continue
                 size = self._residents.size_of(key, record.entry, len(record.packed))
@@ -334,8 +334,8 @@ class L2:
         stored = self._store.read(key)
         if stored is None:
             return None
-        ticket, codec, packed, num_bytes = packed_value(key, stored)
-        if not self._store.is_valid(ticket):
+        place, number, codec, packed, num_bytes = packed_value(key, stored)
+        if not self._store.is_valid(place, number):
             raise DamagedError("an older record came back")
         record = self._compressor.unpack(kind, codec, packed, num_bytes)
         return decode_trusted(record), record

@@ -26,7 +26,6 @@ _CRC_BYTES = 4
 _LABELS_START = _CRC_BYTES + _HEADER.size
 _KINDS = tuple(CacheType)  # new types are appended: a record stores the position
 _POSITIONS = {kind: position for position, kind in enumerate(_KINDS)}
-_new = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 # ours, the ledger's, and RocksDB's own per record
 OVERHEAD_BYTES = _LABELS_START + NUMBER_BYTES + 16
@@ -73,8 +72,9 @@ def pack_record(
     return b"".join((crc.to_bytes(_CRC_BYTES, "little"), header, labels, packed))
 
 
-def packed_value(key: bytes, stored: bytes) -> tuple[Ticket, int, bytes, int]:
-    """Ticket, codec, packed bytes and unpacked size of the value: all that a read does not know.
+def packed_value(key: bytes, stored: bytes) -> tuple[int, int, int, bytes, int]:
+    """Ticket (place and number), codec, packed bytes and unpacked size of the value: all that a
+    read does not know already.
 
     Raises:
         DamagedError: a checksum does not fit, or the record is another key's.
@@ -82,8 +82,7 @@ def packed_value(key: bytes, stored: bytes) -> tuple[Ticket, int, bytes, int]:
     if len(stored) >= _LABELS_START:
         crc, codec, place, number, label_bytes, num_bytes = _READ.unpack_from(stored)
         if zlib.crc32(stored[_CRC_BYTES:], zlib.crc32(key)) == crc:
-            packed = stored[_LABELS_START + label_bytes :]
-            return _new(Ticket, (place, number)), codec, packed, num_bytes
+            return place, number, codec, stored[_LABELS_START + label_bytes :], num_bytes
     raise DamagedError(f"a record of {len(stored)} bytes is not what was stored under its key")
 
 
@@ -93,7 +92,8 @@ def unpack_record(key: bytes, stored: bytes) -> StoredRecord:
     Raises:
         DamagedError: a checksum does not fit, or the record is another key's.
     """
-    ticket, codec, packed, num_bytes = packed_value(key, stored)
+    place, number, codec, packed, num_bytes = packed_value(key, stored)
+    ticket = Ticket(place, number)
     kind, _, _, _, event, cost_s, inserted_s, expires_s, fresh_until_s, label_bytes, _ = (
         _HEADER.unpack_from(stored, _CRC_BYTES)
     )

@@ -20,6 +20,8 @@ from typing import NamedTuple
 NUMBER_BYTES = 8
 _FREE = 0
 _FREE_BYTES = bytes(NUMBER_BYTES)
+_GROWTH = 512
+_pwrite = os.pwrite
 _new = tuple.__new__  # a NamedTuple's own constructor takes twice as long
 
 
@@ -46,21 +48,21 @@ class Ledger:
         self._free = [place for place, number in enumerate(self._numbers) if number == _FREE]
         self._draw = random.Random().getrandbits  # seeded anew, so that no number comes twice
 
-    def has(self, ticket: Ticket) -> bool:
-        """Whether the record that names it is valid."""
-        place, number = ticket
-        numbers = self._numbers
-        return number != _FREE and place < len(numbers) and numbers[place] == number
+    def has(self, place: int, number: int) -> bool:
+        """Whether the record that names them is valid."""
+        try:
+            return self._numbers[place] == number != _FREE
+        except IndexError:
+            return False
 
     def enter(self) -> Ticket:
         """A ticket that is valid from now on."""
-        number = self._draw(8 * NUMBER_BYTES) or 1
-        place = self._free[-1] if self._free else len(self._numbers)
-        self._write(number.to_bytes(NUMBER_BYTES, sys.byteorder), place)
-        if place == len(self._numbers):
-            self._numbers.append(number)
-        else:
-            self._numbers[self._free.pop()] = number
+        if not self._free:
+            self._grow()
+        place = self._free[-1]
+        number = self._draw(64) or 1
+        self._write(number.to_bytes(8, sys.byteorder), place)
+        self._numbers[self._free.pop()] = number
         return _new(Ticket, (place, number))
 
     def strike(self, place: int) -> None:
@@ -90,8 +92,15 @@ class Ledger:
         """Once."""
         os.close(self._fd)
 
+    def _grow(self) -> None:
+        """By many places: a write at the end of a file costs more than one in it."""
+        first = len(self._numbers)
+        self._write(_FREE_BYTES * _GROWTH, first)
+        self._numbers.extend([_FREE] * _GROWTH)
+        self._free.extend(range(first + _GROWTH - 1, first - 1, -1))
+
     def _write(self, content: bytes, place: int) -> None:
-        written = os.pwrite(self._fd, content, place * NUMBER_BYTES)
+        written = _pwrite(self._fd, content, place * NUMBER_BYTES)
         if written != len(content):
             raise OSError(f"wrote {written} of {len(content)} bytes of the ledger")
 

@@ -96,9 +96,10 @@ class RocksStore:
             self._count_error("write", error)
             return None
 
-    def is_valid(self, ticket: Ticket) -> bool:
-        """Whether the record that names it is not deleted; one that is may still be on disk."""
-        return self._ledger is not None and self._ledger.has(ticket)
+    def is_valid(self, place: int, number: int) -> bool:
+        """Whether the record that names this ticket is not deleted; one that is may still be on
+        disk."""
+        return self._ledger is not None and self._ledger.has(place, number)
 
     def write(self, key: bytes, stored: bytes) -> bool:
         """Whether it is stored now."""
