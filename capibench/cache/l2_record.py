@@ -24,6 +24,7 @@ _HEADER = struct.Struct("<BBIQQddddIQ")
 _READ = struct.Struct("<IxBIQ40xIQ")
 _CRC_BYTES = 4
 _LABELS_START = _CRC_BYTES + _HEADER.size
+_MAX_EVENT = 1 << 62  # so many are counted after it
 _KINDS = tuple(CacheType)  # new types are appended: a record stores the position
 _POSITIONS = {kind: position for position, kind in enumerate(_KINDS)}
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -90,18 +91,32 @@ def unpack_record(key: bytes, stored: bytes) -> StoredRecord:
     """What `pack_record` was given.
 
     Raises:
-        DamagedError: a checksum does not fit, or the record is another key's.
+        DamagedError: a checksum does not fit, the record is another key's, or it is whole but
+            says what no record of this version says.
     """
     place, number, codec, packed, num_bytes = packed_value(key, stored)
     ticket = Ticket(place, number)
     kind, _, _, _, event, cost_s, inserted_s, expires_s, fresh_until_s, label_bytes, _ = (
         _HEADER.unpack_from(stored, _CRC_BYTES)
     )
-    name, tags = "", ()
-    if label_bytes:
-        name, tags = json.loads(stored[_LABELS_START : _LABELS_START + label_bytes])
+    if kind >= len(_KINDS) or event > _MAX_EVENT:
+        raise DamagedError(f"a record of type {kind} and event {event}; expected known ones")
+    try:
+        name, tags = _labels(stored[_LABELS_START : _LABELS_START + label_bytes])
+    except ValueError as error:
+        raise DamagedError(f"labels of a record: {error}") from error
     entry = Entry(_KINDS[kind], cost_s, expires_s, fresh_until_s, name, tuple(tags))
     return StoredRecord(entry, packed, codec, num_bytes, ticket, event, inserted_s)
+
+
+def _labels(stored: bytes) -> tuple[str, list[str]]:
+    if not stored:
+        return "", []
+    labels = json.loads(stored)
+    match labels:
+        case [str(), list(tags)] if all(isinstance(tag, str) for tag in tags):
+            return labels[0], tags
+    raise ValueError(f"got {labels!r:.50}; expected a name and its tags")
 
 
 def claimed_kind(stored: bytes) -> CacheType:

@@ -6,8 +6,10 @@ import os
 import re
 import shutil
 import stat
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -389,4 +391,118 @@ def test_a_lost_dictionary_makes_misses(tmp_path: Path) -> None:
     found = [store.get(RESULT, key(number), 1.0) for number in range(100)]
     assert 10 < sum(f is not None for f in found) < 50
     assert all(f is None or f.value == value(n) for n, f in enumerate(found))
+    store.close()
+
+
+HEADER = struct.Struct("<BBIQQddddIQ")
+
+
+@pytest.mark.parametrize(
+    ("field", "unknown"), [(0, 7), (1, 9), (2, 10**6), (3, 5), (4, 2**64 - 1), (9, 3), (9, 10**6)]
+)
+def test_a_whole_record_that_says_what_this_version_does_not_know_is_a_miss(
+    tmp_path: Path, field: int, unknown: int
+) -> None:
+    """Type, codec, ticket, event, or the length of the labels."""
+    store = opened(tmp_path)
+    for number in range(4):
+        store.put(key(number), *entry(number), 0.0)
+    stored = store._store._db.get(key(1))
+    fields = list(HEADER.unpack_from(stored, 4))
+    fields[field] = unknown
+    changed = HEADER.pack(*fields) + stored[4 + HEADER.size :]
+    crc = zlib.crc32(changed, zlib.crc32(key(1)))
+    store._store._db.put(key(1), crc.to_bytes(4, "little") + changed)
+    store.close()
+    store = opened(tmp_path)
+    found = [store.get(RESULT, key(number), 1.0) for number in range(4)]
+    assert [f is not None for f in found] == [True, False, True, True]
+    assert store.put(key(1), *entry(1), 1.0)
+    assert store.get(RESULT, key(1), 1.0) is not None
+    store.close()
+
+
+def test_the_word_corruption_in_a_path_is_not_taken_for_damage(tmp_path: Path) -> None:
+    """A store that cannot be opened because too many files are open is a good store."""
+    code = """
+import os, pathlib, resource, sys
+from capibench.cache.l2 import L2
+from capibench.cache.policies.lru import Lru
+folder = pathlib.Path(sys.argv[1])
+num_open = len(os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 3, 4096))
+store = L2(Lru(), 1 << 20, folder)
+assert "Too many open files" in store.first_error, store.first_error
+store.close()
+"""
+    folder = tmp_path / "Corruption: No such file"
+    store = opened(folder)
+    store.put(key(1), *entry(1), 0.0)
+    store.close()
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    store = opened(folder)
+    assert store.get(RESULT, key(1), 1.0) is not None
+    store.close()
+
+
+@pytest.mark.parametrize("deed", ["remove", "overwrite", "glob", "tag", "clear"])
+def test_what_is_invalidated_while_the_tier_could_not_be_opened_does_not_rise(
+    tmp_path: Path, deed: str
+) -> None:
+    code = """
+import os, pathlib, resource, sys
+from capibench.cache.keys import CacheType, cache_key
+from capibench.cache.l1 import L1
+from capibench.cache.l2 import L2
+from capibench.cache.policies.lru import Lru
+from capibench.cache.tiered import TieredCache
+kind = CacheType.QUERY_RESULT
+folder, deed = pathlib.Path(sys.argv[1]), sys.argv[2]
+num_open = len(os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 3, 4096))
+cache = TieredCache(L1(Lru(), 9999), L2(Lru(), 9999, folder), {kind: 1e9})
+assert "Too many open files" in cache.stats()["l2_first_error"]
+key = cache_key(kind, "1")
+if deed == "remove": cache.remove(key)
+if deed == "overwrite": cache.put(kind, key, "new", 1.0, 1.0)
+if deed == "glob": cache.remove_matching("q*")
+if deed == "tag": cache.remove_tagged("t")
+if deed == "clear": cache.clear()
+cache.close()
+"""
+    store = opened(tmp_path)
+    store.put(key(1), *entry(1, tags=("t",)), 0.0)
+    store.close()
+    for what, is_kept in (("nothing", True), (deed, False)):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), what], check=True)
+        store = opened(tmp_path)
+        assert (store.get(RESULT, key(1), 1.0) is not None) == is_kept
+        assert store.put(key(2), *entry(2), 1.0)
+        store.close()
+
+
+def test_what_cannot_be_invalidated_is_said_once_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(tmp_path)
+    store.put(key(1), *entry(1), 0.0)
+    store.close()
+    place = tmp_path / FORMAT_FOLDER
+    for name in ("LEDGER", "CURRENT"):  # as on a disk that lets nothing be opened or changed
+        (place / name).rename(tmp_path / name)
+        (place / name).mkdir()
+    store = opened(tmp_path)
+    caplog.clear()
+    for number in range(3):
+        store.remove(key(number))
+    assert len(caplog.records) == 1
+    assert "may come back" in caplog.text
+    assert store.num_errors == 4
+    for name in ("LEDGER", "CURRENT"):
+        (place / name).rmdir()
+        (tmp_path / name).rename(place / name)
+    store.close()
+    store = opened(tmp_path)
+    assert store.num_errors == 0
+    assert store.get(RESULT, key(1), 1.0) is None
     store.close()
