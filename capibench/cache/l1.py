@@ -79,7 +79,7 @@ class L1:
 
     @property
     def counters(self) -> dict[CacheType, Counters]:
-        with self._lock:
+        with self._lock, self._residents:
             return self._residents.counters
 
     def counters_of(self, kind: CacheType) -> Counters:
@@ -117,7 +117,7 @@ class L1:
         noted = self._noted
         noted.append((resident, now))
         if len(noted) >= MAX_NOTED:
-            with self._lock:
+            with self._lock, self._residents:
                 self._residents.settle()
         return _new(Lookup, (value, "l1", is_stale))
 
@@ -135,7 +135,8 @@ class L1:
             counters = resident.counters
             if now >= resident.entry.expires_s:
                 counters.expired += 1
-                self._residents.drop(key)
+                with self._residents:
+                    self._residents.drop(key)
             elif allow_stale:
                 counters.stale_hits += 1
                 return resident
@@ -163,7 +164,7 @@ class L1:
             What found no place here, for the next tier: the victims, and `record` itself when it
             is larger than the tier or the policy refused it.
         """
-        with self._lock:
+        with self._lock, self._residents:
             if key in self._residents:
                 self._residents.drop(key)
             self._residents.stale(now)
@@ -184,7 +185,7 @@ class L1:
 
     def remove(self, key: bytes) -> bool:
         """Invalidate `key`; whether it was there."""
-        with self._lock:
+        with self._lock, self._residents:
             if key not in self._residents:
                 return False
             self._residents.drop(key)
@@ -192,7 +193,7 @@ class L1:
 
     def tagged(self, tag: str) -> list[bytes]:
         """The keys of the entries that carry `tag`."""
-        with self._lock:
+        with self._lock, self._residents:
             return self._residents.tagged(tag)
 
     def matching(self, glob: str) -> list[bytes]:
@@ -202,7 +203,7 @@ class L1:
 
     def clear(self) -> None:
         """Remove everything."""
-        with self._lock:
+        with self._lock, self._residents:
             for key in list(self._residents):
                 self._residents.drop(key)
 
@@ -213,7 +214,7 @@ class L1:
 
     def expire(self, now: float) -> int:
         """Drop everything that is stale at `now`; how many that were."""
-        with self._lock:
+        with self._lock, self._residents:
             return len(self._residents.stale(now))
 
 

@@ -70,7 +70,9 @@ class L2:
             ConfigError: another process, or another object of this one, uses the folder.
         """
         begin_s = perf_counter()
-        self._residents = Residents(policy, capacity_bytes, OVERHEAD_BYTES, quotas)
+        self._residents = Residents(
+            policy, capacity_bytes, OVERHEAD_BYTES, quotas, on_mend=self._forget_others
+        )
         self._lock = threading.Lock()
         self._compressor = Compressor(compression)
         self._num_events = 0
@@ -91,7 +93,7 @@ class L2:
 
     @property
     def counters(self) -> dict[CacheType, Counters]:
-        with self._lock:
+        with self._lock, self._residents:
             return self._residents.counters
 
     def counters_of(self, kind: CacheType) -> Counters:
@@ -128,7 +130,8 @@ class L2:
             if is_stale:
                 if now >= resident.entry.expires_s:
                     resident.counters.expired += 1
-                    self._drop(key)
+                    with self._residents:
+                        self._drop(key)
                     return self._missed(kind)
                 if not allow_stale:
                     return self._missed(kind)
@@ -138,7 +141,8 @@ class L2:
                 resident.counters.damaged += 1
                 whole = None
             if whole is None:
-                self._drop(key)
+                with self._residents:
+                    self._drop(key)
                 return self._missed(kind)
             value, record = whole
             resident.record_bytes = len(record)
@@ -171,7 +175,7 @@ class L2:
         A value that is already here with the same expiry is the same value, and is not written
         again (an SSD wears out by writing); to the policy it enters anew.
         """
-        with self._lock:
+        with self._lock, self._residents:
             known = self._residents.get(key)
             if known is not None:
                 if known.entry.expires_s == entry.expires_s:
@@ -201,7 +205,7 @@ class L2:
 
     def remove(self, key: bytes) -> bool:
         """Invalidate `key`; whether it was there."""
-        with self._lock:
+        with self._lock, self._residents:
             if key not in self._residents:
                 self._store.forget()
                 return False
@@ -215,7 +219,7 @@ class L2:
 
     def tagged(self, tag: str) -> list[bytes]:
         """The keys of the entries that carry `tag`, all of which are now to be removed."""
-        with self._lock:
+        with self._lock, self._residents:
             self._store.forget()
             return self._residents.tagged(tag)
 
@@ -232,14 +236,14 @@ class L2:
 
     def expire(self, now: float) -> int:
         """Drop everything that is stale at `now`; how many that were."""
-        with self._lock:
+        with self._lock, self._residents:
             stale = self._residents.stale(now)
             self._delete(stale)
             return len(stale)
 
     def clear(self) -> None:
         """Remove everything, faster than one by one."""
-        with self._lock:
+        with self._lock, self._residents:
             for key in list(self._residents):
                 self._residents.drop(key)
             self._compressor.forget()
@@ -261,7 +265,8 @@ class L2:
     def close(self) -> None:
         """Release the folder at once; closing again does nothing."""
         with self._lock:
-            block = self._accesses.flush()
+            with self._residents:  # what was cut short is mended, on disk too
+                block = self._accesses.flush()
             if block is not None and self._store.is_open:
                 self._write_block(block)
             self._store.close()
@@ -304,9 +309,13 @@ class L2:
             elif of.event < event:
                 self._residents.replay_hit(key, at_s)
         self._residents.evict_surplus(last_s)
-        self._store.keep(resident.kept for resident in self._residents.all())
+        self._forget_others()
         for key in (*useless, *(key for key in inserted if key not in self._residents)):
             self._store.delete(key)
+
+    def _forget_others(self) -> None:
+        """What is on disk but not resident does not come back."""
+        self._store.keep(resident.kept for resident in self._residents.all())
 
     def _load_dictionary(self, key: bytes, stored: bytes) -> bool:
         """Whether it is whole."""

@@ -67,15 +67,18 @@ class Ledger:
 
     def strike(self, place: int) -> None:
         """The record of that place is not valid any more."""
+        if place >= len(self._numbers):
+            return  # struck with all others
         self._numbers[place] = _FREE
         self._write(_FREE_BYTES, place)
-        self._free.append(place)
+        self._free.append(place)  # last: if an exception comes between, it is lost until `keep`
 
     def keep(self, places: Iterable[int]) -> None:
         """Strike all others."""
         kept = array("Q", _FREE_BYTES * len(self._numbers))
         for place in places:
-            kept[place] = self._numbers[place]
+            if place < len(kept):  # else it was discarded
+                kept[place] = self._numbers[place]
         while kept and kept[-1] == _FREE:
             kept.pop()
         os.ftruncate(self._fd, len(kept) * NUMBER_BYTES)

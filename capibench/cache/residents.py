@@ -6,7 +6,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -82,11 +82,14 @@ class _Part:
 
     def __init__(self, policy: EvictionPolicy, capacity_bytes: int, holds: PolicyMemory) -> None:
         self.set_aside_bytes, self.entry_bytes = holds.charge(capacity_bytes)
-        capacity_bytes -= self.set_aside_bytes
-        self.policy = fresh(policy, capacity_bytes)
+        self.capacity_bytes = capacity_bytes - self.set_aside_bytes  # for entries
+        self.empty(policy)
+
+    def empty(self, policy: EvictionPolicy) -> None:
+        """Begin anew with a fresh policy like this one."""
+        self.policy = fresh(policy, self.capacity_bytes)
         together = self.policy if isinstance(self.policy, TakesHitsTogether) else None
         self._on_hits = None if together is None else together.on_hits
-        self.capacity_bytes = capacity_bytes  # for entries
         self.num_bytes = 0
 
     def settle(self, hits: list[tuple[Resident, float]]) -> None:
@@ -133,6 +136,10 @@ class Residents:
     now). What is noted is settled, which means counted and told to the policies, when there are
     `MAX_NOTED`, and before a policy is asked or told anything else: to the policies all is as if
     hits came one by one.
+
+    Every change is made `with` it, and no change within another. One that an exception cut short
+    (Ctrl-C, which Python raises anywhere, or a policy's own) is mended before the next: what is
+    resident stays so, the sums are made anew, and the policy begins anew.
     """
 
     def __init__(
@@ -143,6 +150,7 @@ class Residents:
         quotas: Mapping[CacheType, float] | None = None,
         *,
         holds: PolicyMemory = NO_MEMORY,
+        on_mend: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -150,6 +158,7 @@ class Residents:
                 it takes no more. Types without one share the rest.
             holds: what the policy takes itself where the tier is charged for that; once for each
                 type with a quota, which has a policy of its own, and once for the rest.
+            on_mend: called when a change that was cut short has been mended.
         """
         if capacity_bytes < 1:
             raise ValueError(f"capacity_bytes: got {capacity_bytes}; expected at least 1")
@@ -169,6 +178,18 @@ class Residents:
         self.noted: list[tuple[Resident, float]] = []  # hits, and when, that are to be settled
         self._expiry = ExpiryOrder()
         self._tagged: dict[str, bytes | set[bytes]] = {}  # a set where several entries carry it
+        self._on_mend = on_mend
+        self._last_s = 0.0  # when something was inserted
+        self._is_changing = False
+
+    def __enter__(self) -> None:
+        if self._is_changing:
+            self._mend()
+        self._is_changing = True
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is None:
+            self._is_changing = False
 
     @property
     def counters(self) -> dict[CacheType, Counters]:
@@ -227,7 +248,8 @@ class Residents:
         """It was read, now."""
         self.noted.append((resident, now))
         if len(self.noted) >= MAX_NOTED:
-            self.settle()
+            with self:
+                self.settle()
 
     def settle(self) -> None:
         """Count the noted hits, and tell the policies of them."""
@@ -260,8 +282,9 @@ class Residents:
         return self._forget(key)
 
     def _forget(self, key: bytes) -> Resident:
-        resident = self._residents.pop(key)
-        resident.is_here = False
+        resident = self._residents[key]
+        resident.is_here = False  # first: a hit of what is not here is not told to the policy
+        del self._residents[key]
         entry = resident.entry
         _count(resident)
         self.num_bytes -= resident.size
@@ -320,8 +343,15 @@ class Residents:
         self, key: bytes, entry: Entry, size: int, now: float, kept: Kept = ELSEWHERE
     ) -> None:
         """`entry` is stored from now on, at the charge of `size` bytes. Room was made before."""
+        self._last_s = now
         part, counters = self._parts[entry.kind], self._counters[entry.kind]
-        self._residents[key] = Resident(key, entry, size, counters, part, kept)
+        resident = self._residents[key] = Resident(key, entry, size, counters, part, kept)
+        self._enrol(resident, now)
+
+    def _enrol(self, resident: Resident, now: float) -> None:
+        """Into the sums, the tables and the policy."""
+        key, entry, size = resident.key, resident.entry, resident.size
+        part, counters = resident.part, resident.counters
         self.num_bytes += size
         part.num_bytes += size
         counters.bytes += size
@@ -335,6 +365,20 @@ class Residents:
             elif keys != key:
                 self._tagged[tag] = {keys, key}
         part.policy.on_insert(key, size, entry.cost_s, now, entry.expires_s)
+
+    def _mend(self) -> None:
+        self.noted.clear()
+        self.num_bytes = sum(part.set_aside_bytes for part in self._distinct_parts)
+        for part in self._distinct_parts:
+            part.empty(part.policy)
+        for counters in self._counters.values():
+            counters.bytes = counters.entries = 0
+        self._expiry = ExpiryOrder()
+        self._tagged.clear()
+        for resident in self._residents.values():
+            resident.is_here = True
+            self._enrol(resident, self._last_s)
+        self._on_mend()
 
     def renew(self, key: bytes, now: float) -> None:
         """To the policy a resident key leaves and enters again; its stored bytes stay."""

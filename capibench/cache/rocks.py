@@ -193,9 +193,8 @@ class RocksStore:
             cursor.prev()
 
     def clear(self) -> None:
-        """Delete everything at once."""
-        if self._db is None:
-            self.forget()
+        """Delete everything at once, and open what could not be opened or gone on with."""
+        if self._is_closed:
             return
         self.discard()
         if self._owes_forgetting:

@@ -118,7 +118,7 @@ def replay(name: str, operations: list[tuple[str, int, int, float]]) -> list[obj
             may_enter, _ = residents.make_room(key, entry, size, now)
             if may_enter:
                 residents.insert(key, entry, size, now)
-        assert set(residents.keys()) == watched.resident
+        assert set(residents) == watched.resident
         assert residents.num_bytes <= residents.capacity_bytes
         assert residents.counters[KIND].bytes == residents.num_bytes
         assert residents.counters[KIND].entries == len(residents)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from capibench.cache.keys import CacheType, cache_key
 from capibench.cache.l1 import L1
 from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
+from capibench.cache.policies.s3_fifo import S3Fifo
+from capibench.cache.policy import EvictionPolicy, fresh
 from capibench.cache.residents import Entry
 from capibench.cache.tiered import TieredCache
 from capibench.errors import ConfigError
@@ -388,3 +391,81 @@ def run_threads(work: Any) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@dataclass
+class Interrupted:
+    """A policy during whose calls Ctrl-C is pressed once: before one of them begins (even counts
+    in `calls_left`) or when it has just ended."""
+
+    policy: EvictionPolicy
+    calls_left: list[int]
+
+    def __post_init__(self) -> None:
+        self.policy = fresh(self.policy, 10_000)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.policy, name)
+
+        def call(*arguments: Any) -> Any:
+            self._count()
+            result = method(*arguments)
+            self._count()
+            return result
+
+        return call
+
+    def _count(self) -> None:
+        self.calls_left[0] -= 1
+        if self.calls_left[0] == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("prototype", [Lru(), S3Fifo(0.1, 2)])
+@pytest.mark.parametrize("with_ssd", [False, True])
+def test_ctrl_c_in_any_call_of_a_policy_leaves_a_tier_that_works(
+    tmp_path: Path, prototype: EvictionPolicy, with_ssd: bool
+) -> None:
+    calls_left = [0]
+    policy: Any = Interrupted(prototype, calls_left)
+    for call in range(1, 10_000, 13 if with_ssd else 1):
+        folder = tmp_path / str(call)
+        tier = L2(policy, 1_800, folder) if with_ssd else L1(policy, 8_000)
+        calls_left[0] = call
+        num_interrupts, latest = 0, dict[int, str | None]()
+        for step in range(70):
+            number, new = step * 7 % 11, f"{step} " * 30
+            labelled = Entry(RESULT, 1.0, 20.0 + step, tags=(f"t{number}",))
+            try:
+                tier.get(RESULT, key(step * 3 % 11), float(step))
+                if step % 5 == 4:
+                    for tagged in tier.tagged(f"t{number}"):
+                        tier.remove(tagged)
+                    latest[number] = None
+                else:
+                    latest.pop(number, None)  # old or new, if it is interrupted
+                    tier.put(key(number), labelled, encode(new), float(step))
+                    latest[number] = new
+            except KeyboardInterrupt:
+                num_interrupts += 1
+                if step % 5 == 4:
+                    tier.remove(key(number))  # once more
+                    latest[number] = None
+        calls_left[0] = 0
+        for is_reopened in (False, True)[: 1 + with_ssd]:
+            if is_reopened:
+                tier.close()  # type: ignore[union-attr]
+                tier = L2(Lru(), 1_800, folder)
+            assert 0 < tier.num_bytes <= tier.capacity_bytes
+            assert tier.counters[RESULT].bytes == tier.num_bytes
+            assert tier.counters[RESULT].entries == len(tier) == len(tier.keys())
+            for number, value in latest.items():
+                found = tier.get(RESULT, key(number), 70.0)
+                assert found is None or found.value == value
+        if isinstance(tier, L2):
+            tier.close()
+        tier.expire(1e9)
+        assert (len(tier), tier.num_bytes) == (0, 0)
+        if not num_interrupts:
+            break
+    assert call > 300
