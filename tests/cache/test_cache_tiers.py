@@ -406,6 +406,8 @@ class Interrupted:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.policy, name)
+        if not callable(method):
+            return method
 
         def call(*arguments: Any) -> Any:
             self._count()
