@@ -69,8 +69,8 @@ class Ledger:
         """The record of that place is not valid any more."""
         if place >= len(self._numbers):
             return  # struck with all others
-        self._numbers[place] = _FREE
         self._write(_FREE_BYTES, place)
+        self._numbers[place] = _FREE
         self._free.append(place)  # last: if an exception comes between, it is lost until `keep`
 
     def keep(self, places: Iterable[int]) -> None:
@@ -82,8 +82,7 @@ class Ledger:
         while kept and kept[-1] == _FREE:
             kept.pop()
         os.ftruncate(self._fd, len(kept) * NUMBER_BYTES)
-        if kept != self._numbers[: len(kept)]:
-            self._write(kept.tobytes(), 0)
+        self._write(kept.tobytes(), 0)
         self._numbers = kept
         self._free = [place for place, number in enumerate(kept) if number == _FREE]
 
