@@ -399,8 +399,8 @@ STRIDE_ON_SSD = 499  # of the lines before which it is pressed
 
 class CtrlC:
     """Pressed once, before one line of the tiers' code: the n-th from `press_at(n)` on. Not before
-    `with`, to which a trace also comes at the end of the block, when the lock is still held: there
-    Python takes no signal."""
+    `with`, to which a trace also comes at the end of the block with the lock still held, nor before
+    `try`, which no block covers: at neither Python takes a signal."""
 
     def __init__(self) -> None:
         self._lines_left = 0
@@ -413,7 +413,7 @@ class CtrlC:
         if "capibench/cache/" not in frame.f_code.co_filename:
             return None
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        if what == "line" and not line.lstrip().startswith("with "):
+        if what == "line" and not line.lstrip().startswith(("with ", "try:")):
             self._lines_left -= 1
             if self._lines_left == 0:
                 raise KeyboardInterrupt
