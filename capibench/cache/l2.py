@@ -1,6 +1,9 @@
 """The second tier, on SSD: records in RocksDB, keys, sizes and the policy's order in RAM.
 
-A damaged record is a miss, never a wrong value. On open the policy's state is rebuilt from what
+A damaged record is a miss, never a wrong value, and what was overwritten or invalidated does not
+come back from a damaged disk (see `ledger`). What is invalidated or stored while the store could
+not be opened makes it begin empty when it can; where even that is impossible (a read-only disk) it
+is tried again with each invalidation and at the end, counted, and said once. On open the policy's state is rebuilt from what
 was inserted and, as far as the access log goes, read: the same calls in the same order.
 
 Expiry is absolute on the caller's clock: reopen a folder only under a clock that went on.
@@ -59,7 +62,8 @@ class L2:
         quotas: Mapping[CacheType, float] | None = None,
         compression: Compression | None = None,
     ) -> None:
-        """Open or create the store in `folder`, which becomes readable by its owner alone.
+        """Open or create the store in a folder of its own in `folder`, which nobody but its owner
+        may enter (0700; `folder` too where it did not exist).
 
         Args:
             now: what was inserted later than that is dropped: the clock has gone back.
