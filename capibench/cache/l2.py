@@ -3,8 +3,10 @@
 A damaged record is a miss, never a wrong value, and what was overwritten or invalidated does not
 come back from a damaged disk (see `ledger`). What is invalidated or stored while the store could
 not be opened makes it begin empty when it can; where even that is impossible (a read-only disk) it
-is tried again with each invalidation and at the end, counted, and said once. On open the policy's state is rebuilt from what
-was inserted and, as far as the access log goes, read: the same calls in the same order.
+is tried again with each invalidation and at the end, counted, and said once.
+
+On open the policy's state is rebuilt from what was inserted and, as far as the access log goes,
+read: the same calls in the same order.
 
 Expiry is absolute on the caller's clock: reopen a folder only under a clock that went on.
 `capacity_bytes` counts live records; RocksDB's log and not yet compacted ones come on top.
