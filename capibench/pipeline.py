@@ -20,11 +20,11 @@ import numpy as np
 
 from capibench.batching.batcher import Batcher
 from capibench.batching.strategies.greedy import Greedy
-from capibench.cache.flights import Flight, Flights, LeaderLeft
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import Lookup
-from capibench.cache.semantic import SemanticCache
-from capibench.cache.tiered import TieredCache
+from capibench.cache.library.flights import Flight, Flights, LeaderLeft
+from capibench.cache.similar.semantic import SemanticCache
+from capibench.cache.tiers.l1 import Lookup
+from capibench.cache.tiers.tiered import TieredCache
 from capibench.clock import Compute
 from capibench.embedder.embedder import Embedder, Vectors
 from capibench.engine.engine import Engine, Generation, GenerationRequest

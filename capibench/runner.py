@@ -125,7 +125,7 @@ def _pin_threads(time: Any) -> None:
 def measure(spec: RunSpec, run_dir: Path, started_at: str) -> dict[str, Any]:
     """The measured half of a run; returns the finished `run.json` document."""
     from capibench.cache.ceiling import ceiling_facts
-    from capibench.cache.tier_stats import prefetch_facts
+    from capibench.cache.tiers.tier_stats import prefetch_facts
     from capibench.loading import load_stack
     from capibench.measure import environment, noise
     from capibench.measure.memory import peak_bytes, reset_peak

@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capibench.cache.aggressive_cache import AggressiveCache
     from capibench.cache.keys import CacheType
-    from capibench.cache.strategy_choice import CacheStrategy
+    from capibench.cache.library.aggressive_cache import AggressiveCache
+    from capibench.cache.library.strategy_choice import CacheStrategy
 
 __all__ = ["AggressiveCache", "CacheStrategy", "CacheType"]
 
 _MODULES = {
-    "AggressiveCache": "capibench.cache.aggressive_cache",
-    "CacheStrategy": "capibench.cache.strategy_choice",
+    "AggressiveCache": "capibench.cache.library.aggressive_cache",
+    "CacheStrategy": "capibench.cache.library.strategy_choice",
     "CacheType": "capibench.cache.keys",
 }
 

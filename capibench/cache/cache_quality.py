@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capibench.cache.semantic import SemanticCache, Vector
-from capibench.cache.semantic_calibration import calibrate, interval
+from capibench.cache.similar.semantic import SemanticCache, Vector
+from capibench.cache.similar.semantic_calibration import calibrate, interval
 from capibench.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from capibench.cache.compression import Compression
 from capibench.cache.keys import CacheType
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.prefetch import Followers, PrefetchChoice
-from capibench.cache.semantic import Cosine, SemanticChoice
-from capibench.cache.tiered import TieredCache
+from capibench.cache.prefetching.prefetch import Followers, PrefetchChoice
+from capibench.cache.similar.semantic import Cosine, SemanticChoice
+from capibench.cache.tiers.compression import Compression
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.tiered import TieredCache
 
 _MIB = 1 << 20
 

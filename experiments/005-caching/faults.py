@@ -30,14 +30,14 @@ from typing import Any
 import numpy as np
 
 from capibench.cache import AggressiveCache, CacheStrategy
-from capibench.cache.compression import Compression
-from capibench.cache.envelope import encode
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
-from capibench.cache.residents import Entry
-from capibench.cache.tiered import TieredCache
+from capibench.cache.tiers.compression import Compression
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.residents import Entry
+from capibench.cache.tiers.tiered import TieredCache
 
 KIND = CacheType.QUERY_RESULT
 COMPRESSION = Compression(level=3, min_saving=0.1, dictionary_kib=4, num_samples=40)

@@ -26,8 +26,8 @@ import numpy.typing as npt
 from policies_streams import NUM_KEYS, Keys, shifts, streams
 
 from capibench.cache.policy import EvictionPolicy
+from capibench.cache.policy_parts.simulated import SimulatedTier
 from capibench.cache.replay.choices import load_policies
-from capibench.cache.simulated import SimulatedTier
 
 FIXED = ("lru", "lfu", "arc", "s3_fifo", "sieve", "w_tinylfu")
 _NUM_BEFORE = 60_000  # accesses before the change

@@ -22,15 +22,15 @@ import numpy as np
 from omegaconf import OmegaConf
 from policies_streams import Keys, streams
 
-from capibench.cache.envelope import encode
 from capibench.cache.keys import KEY_BYTES, CacheType, cache_key
-from capibench.cache.l1 import L1, OVERHEAD_BYTES
-from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
-from capibench.cache.prefetch import Followers
-from capibench.cache.prefetch_switch import PrefetchSwitch, SwitchRule
-from capibench.cache.prefetcher import Prefetcher
-from capibench.cache.tiered import TieredCache
+from capibench.cache.prefetching.prefetch import Followers
+from capibench.cache.prefetching.prefetch_switch import PrefetchSwitch, SwitchRule
+from capibench.cache.prefetching.prefetcher import Prefetcher
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import L1, OVERHEAD_BYTES
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.tiered import TieredCache
 from capibench.config import build, conf_dir
 
 KIND = CacheType.QUERY_RESULT

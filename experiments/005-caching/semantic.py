@@ -17,7 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from capibench.cache.semantic_calibration import calibrate
+from capibench.cache.similar.semantic_calibration import calibrate
 from capibench.config import conf_dir
 from capibench.stack import build_choices
 

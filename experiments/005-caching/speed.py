@@ -27,16 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from capibench.cache.aggressive_cache import AggressiveCache
-from capibench.cache.compression import Compression
-from capibench.cache.envelope import encode
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
+from capibench.cache.library.aggressive_cache import AggressiveCache
 from capibench.cache.policies.lru import Lru
-from capibench.cache.residents import Entry
-from capibench.cache.rocks import RocksStore
-from capibench.cache.tiered import TieredCache
+from capibench.cache.tiers.compression import Compression
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.residents import Entry
+from capibench.cache.tiers.rocks import RocksStore
+from capibench.cache.tiers.tiered import TieredCache
 
 KIND = CacheType.QUERY_RESULT
 TTL_S = 3600.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capibench.cache.access_times import AccessTimes
+from capibench.cache.tiers.access_times import AccessTimes
 
 
 def test_percentiles_are_those_of_the_raw_durations_within_the_stated_error() -> None:

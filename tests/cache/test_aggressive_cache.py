@@ -18,8 +18,8 @@ from choice_files import choices
 
 import capibench.cache as public
 from capibench.cache import AggressiveCache, CacheStrategy, CacheType
-from capibench.cache.aggressive_cache import DEFAULT_TTL_SECONDS
-from capibench.cache.rocks import FORMAT_FOLDER
+from capibench.cache.library.aggressive_cache import DEFAULT_TTL_SECONDS
+from capibench.cache.tiers.rocks import FORMAT_FOLDER
 from capibench.errors import ConfigError
 
 RESULT, VECTOR, OUTPUT = CacheType.QUERY_RESULT, CacheType.EMBEDDING, CacheType.MODEL_OUTPUT

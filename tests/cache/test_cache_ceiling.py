@@ -11,9 +11,9 @@ import pytest
 
 from capibench.cache.ceiling import ceiling_facts
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1, OVERHEAD_BYTES
 from capibench.cache.policies.lru import Lru
-from capibench.cache.tiered import TieredCache
+from capibench.cache.tiers.l1 import L1, OVERHEAD_BYTES
+from capibench.cache.tiers.tiered import TieredCache
 
 RESULT = CacheType.QUERY_RESULT
 

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capibench.cache.access_log import READS_PER_BLOCK
-from capibench.cache.compression import Compression
-from capibench.cache.envelope import encode
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
-from capibench.cache.residents import Entry
-from capibench.cache.rocks import FORMAT_FOLDER
-from capibench.cache.tiered import TieredCache
+from capibench.cache.tiers.access_log import READS_PER_BLOCK
+from capibench.cache.tiers.compression import Compression
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.residents import Entry
+from capibench.cache.tiers.rocks import FORMAT_FOLDER
+from capibench.cache.tiers.tiered import TieredCache
 
 RESULT, VECTOR = CacheType.QUERY_RESULT, CacheType.EMBEDDING
 COMPRESSION = Compression(level=3, min_saving=0.1, dictionary_kib=4, num_samples=40)
@@ -51,12 +51,12 @@ def opened(folder: Path, capacity_bytes: int = 1 << 22) -> L2:
 # after the deed; a value names its own version.
 WRITER = """
 import itertools, pathlib, sys
-from capibench.cache.compression import Compression
-from capibench.cache.envelope import encode
+from capibench.cache.tiers.compression import Compression
+from capibench.cache.tiers.envelope import encode
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l2 import L2
+from capibench.cache.tiers.l2 import L2
 from capibench.cache.policies.lru import Lru
-from capibench.cache.residents import Entry
+from capibench.cache.tiers.residents import Entry
 
 RESULT = CacheType.QUERY_RESULT
 store = L2(Lru(), 60_000, pathlib.Path(sys.argv[1]), compression=Compression(3, 0.1, 4, 40))
@@ -321,10 +321,10 @@ def test_what_cannot_be_deleted_does_not_rise_again(tmp_path: Path) -> None:
     code = """
 import pathlib, resource, signal, sys
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l2 import L2
+from capibench.cache.tiers.l2 import L2
 from capibench.cache.policies.lru import Lru
-from capibench.cache.residents import Entry
-from capibench.cache.envelope import encode
+from capibench.cache.tiers.residents import Entry
+from capibench.cache.tiers.envelope import encode
 kind = CacheType.EMBEDDING
 store = L2(Lru(), 1 << 24, pathlib.Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -426,7 +426,7 @@ def test_the_word_corruption_in_a_path_is_not_taken_for_damage(tmp_path: Path) -
     """A store that cannot be opened because too many files are open is a good store."""
     code = """
 import os, pathlib, resource, sys
-from capibench.cache.l2 import L2
+from capibench.cache.tiers.l2 import L2
 from capibench.cache.policies.lru import Lru
 folder = pathlib.Path(sys.argv[1])
 num_open = len(os.listdir("/proc/self/fd"))
@@ -452,10 +452,10 @@ def test_what_is_invalidated_while_the_tier_could_not_be_opened_does_not_rise(
     code = """
 import os, pathlib, resource, sys
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
 from capibench.cache.policies.lru import Lru
-from capibench.cache.tiered import TieredCache
+from capibench.cache.tiers.tiered import TieredCache
 kind = CacheType.QUERY_RESULT
 folder, deed = pathlib.Path(sys.argv[1]), sys.argv[2]
 num_open = len(os.listdir("/proc/self/fd"))

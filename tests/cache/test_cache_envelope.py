@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from capibench.cache.envelope import DamagedError, decode, encode
 from capibench.cache.keys import CacheType, cache_key
+from capibench.cache.tiers.envelope import DamagedError, decode, encode
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

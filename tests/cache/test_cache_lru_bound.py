@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capibench.cache.policies.lru import Lru
-from capibench.cache.simulated import SimulatedTier
+from capibench.cache.policy_parts.simulated import SimulatedTier
 from capibench.config import build
 from capibench.errors import ConfigError
 

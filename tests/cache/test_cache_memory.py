@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capibench.cache.envelope import encode
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
+from capibench.cache.library.strategy_choice import CacheStrategy, build_policy
 from capibench.cache.policy import EvictionPolicy, PolicyMemory
-from capibench.cache.residents import Entry
-from capibench.cache.strategy_choice import CacheStrategy, build_policy
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.residents import Entry
 
 RESULT, VECTOR = CacheType.QUERY_RESULT, CacheType.EMBEDDING
 

@@ -13,13 +13,13 @@ import pytest
 from capibench.batching.batcher import Batcher
 from capibench.batching.strategies.greedy import Greedy
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
-from capibench.cache.prefetch import Followers
-from capibench.cache.prefetch_switch import SwitchRule
-from capibench.cache.semantic import Cosine, SemanticCache
-from capibench.cache.tiered import TieredCache
+from capibench.cache.prefetching.prefetch import Followers
+from capibench.cache.prefetching.prefetch_switch import SwitchRule
+from capibench.cache.similar.semantic import Cosine, SemanticCache
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.tiered import TieredCache
 from capibench.clock import run_virtual
 from capibench.embedder.hashing import Hashing
 from capibench.engine.engine import Generation, GenerationRequest

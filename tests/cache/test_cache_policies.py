@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from capibench.cache.envelope import encode
 from capibench.cache.keys import CacheType
-from capibench.cache.l1 import L1, OVERHEAD_BYTES
 from capibench.cache.policies.lru import Lru
 from capibench.cache.policies.ttl import Ttl
 from capibench.cache.policy import NeedsCapacity
-from capibench.cache.residents import MAX_NOTED, Entry, Residents
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import L1, OVERHEAD_BYTES
+from capibench.cache.tiers.residents import MAX_NOTED, Entry, Residents
 from capibench.config import build, conf_dir
 
 KIND = CacheType.QUERY_RESULT

@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from capibench.cache.envelope import encode
-from capibench.cache.l1 import OVERHEAD_BYTES
 from capibench.cache.policies.lru import Lru
 from capibench.cache.replay.choices import capacities, load_policies
 from capibench.cache.replay.replay import Outcome, replay
 from capibench.cache.replay.run_log import read_run
 from capibench.cache.replay.trace import Columns, KeyTrace, read_key_trace
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import OVERHEAD_BYTES
 from capibench.errors import ConfigError, DataError
 
 TRACE = Path(__file__).parents[1] / "fixtures" / "traces" / "cache_keys.csv"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capibench.cache.cache_quality import float16_recall, semantic_facts
-from capibench.cache.semantic import Cosine, SemanticCache, SimilarQueries
-from capibench.cache.semantic_calibration import (
+from capibench.cache.similar.semantic import Cosine, SemanticCache, SimilarQueries
+from capibench.cache.similar.semantic_calibration import (
     calibrate,
     choose_threshold,
     interval,

@@ -18,16 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capibench.cache import l1 as l1_module
-from capibench.cache.envelope import encode
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
 from capibench.cache.policies.s3_fifo import S3Fifo
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.residents import Entry
-from capibench.cache.tiered import TieredCache
+from capibench.cache.tiers import l1 as l1_module
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.residents import Entry
+from capibench.cache.tiers.tiered import TieredCache
 from capibench.errors import ConfigError
 
 RESULT, VECTOR, OUTPUT = CacheType.QUERY_RESULT, CacheType.EMBEDDING, CacheType.MODEL_OUTPUT
@@ -283,7 +283,7 @@ def test_a_folder_in_use_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="used by another process"):
         L2(Lru(), 1 << 20, tmp_path)
     code = (
-        "import sys, pathlib; from capibench.cache.l2 import L2; "
+        "import sys, pathlib; from capibench.cache.tiers.l2 import L2; "
         "from capibench.cache.policies.lru import Lru; L2(Lru(), 9999, pathlib.Path(sys.argv[1]))"
     )
     other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
@@ -313,10 +313,10 @@ def test_a_disk_that_fills_up_costs_hits_not_requests(tmp_path: Path) -> None:
     code = """
 import pathlib, resource, signal, sys
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
 from capibench.cache.policies.lru import Lru
-from capibench.cache.tiered import TieredCache
+from capibench.cache.tiers.tiered import TieredCache
 kind = CacheType.EMBEDDING
 cache = TieredCache(L1(Lru(), 20_000), L2(Lru(), 1 << 24, pathlib.Path(sys.argv[1])), {kind: 9.0})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

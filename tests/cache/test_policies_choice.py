@@ -18,7 +18,7 @@ from capibench.cache.policies.lru import Lru
 from capibench.cache.policies.s3_fifo import S3Fifo
 from capibench.cache.policies.sieve import Sieve
 from capibench.cache.policies.ttl import Ttl
-from capibench.cache.simulated import SimulatedTier
+from capibench.cache.policy_parts.simulated import SimulatedTier
 from capibench.config import build
 from capibench.errors import ConfigError, ImpossibleCombination
 from capibench.load.popularity import draw, zipf_shares

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from choice_files import load_choice
 
+from capibench.cache.policy_parts.simulated import SimulatedTier
 from capibench.cache.replay.bounds import belady_hits
 from capibench.cache.replay.trace import make_trace
-from capibench.cache.simulated import SimulatedTier
 from capibench.config import build
 
 Model = Callable[[Sequence[int], int], list[bool]]

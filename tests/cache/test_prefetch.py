@@ -13,19 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capibench.cache import l1 as l1_module
-from capibench.cache.envelope import encode
 from capibench.cache.keys import CacheType, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
 from capibench.cache.policies.lru import Lru
 from capibench.cache.policies.w_tinylfu import WTinyLfu
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.prefetch import Followers
-from capibench.cache.prefetch_switch import SwitchRule
-from capibench.cache.successors import Successors
-from capibench.cache.tier_stats import prefetch_facts
-from capibench.cache.tiered import TieredCache
+from capibench.cache.prefetching.prefetch import Followers
+from capibench.cache.prefetching.prefetch_switch import SwitchRule
+from capibench.cache.prefetching.successors import Successors
+from capibench.cache.tiers import l1 as l1_module
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.tier_stats import prefetch_facts
+from capibench.cache.tiers.tiered import TieredCache
 
 RESULT, VECTOR = CacheType.QUERY_RESULT, CacheType.EMBEDDING
 VALUE = b"v" * 100

@@ -33,10 +33,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 from zlib import crc32
 
-from capibench.cache.forecast import Forecast
-from capibench.cache.leads import Leads
 from capibench.cache.policy import EvictionPolicy, PolicyMemory, memory_of
-from capibench.cache.simulated import SIMULATED_ENTRY_BYTES, SimulatedTier
+from capibench.cache.policy_parts.forecast import Forecast
+from capibench.cache.policy_parts.leads import Leads
+from capibench.cache.policy_parts.simulated import SIMULATED_ENTRY_BYTES, SimulatedTier
 
 _SHOWN_PER_ACCESS = 16  # residents that a new directory is shown with each access
 _MAX_READS = 7  # that it sees of each of them

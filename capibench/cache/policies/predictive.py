@@ -1,10 +1,10 @@
 """Evict what is forecast to be asked for least, and never hit much less than LRU would have.
 
-A forecast is `capibench.cache.forecast.Forecast`: two decayed rates of access per key, remembered
+A forecast is `policy_parts.forecast.Forecast`: two decayed rates of access per key, remembered
 beyond eviction. There may be several, with different parameters. Two things guard against them.
 The first is a judgement: `Adaptive` runs the forecasts and LRU in small on a sample of the keys,
 and the residents are handed to the one that does best. It comes late where the workload changes
-often. The second is a bound, `capibench.cache.lru_bound.LruBound`: a shadow of LRU counts what
+often. The second is a bound, `policy_parts.lru_bound.LruBound`: a shadow of LRU counts what
 following the forecasts has cost and may yet cost, and where `budget_share` of the accesses does not
 pay for it, the content drifts back to LRU's. So with entries of one size, on any stream and at any
 moment, LRU has hit at most that share of the accesses more. The proof is there.
@@ -19,12 +19,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from capibench.cache.forecast import Forecast
-from capibench.cache.lru_bound import BOUND_ENTRY_BYTES, LruBound
 from capibench.cache.policies.adaptive import Adaptive, Chosen
 from capibench.cache.policies.lru import Lru
 from capibench.cache.policy import PolicyMemory
-from capibench.cache.simulated import SimulatedTier
+from capibench.cache.policy_parts.forecast import Forecast
+from capibench.cache.policy_parts.lru_bound import BOUND_ENTRY_BYTES, LruBound
+from capibench.cache.policy_parts.simulated import SimulatedTier
 
 _GUARD = "lru"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from capibench.cache.expiry import ExpiryOrder
+from capibench.cache.tiers.expiry import ExpiryOrder
 
 
 @dataclass

@@ -16,8 +16,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from capibench.cache.frequency_sketch import FrequencySketch
 from capibench.cache.policy import PolicyMemory
+from capibench.cache.policy_parts.frequency_sketch import FrequencySketch
 
 
 @dataclass

@@ -14,6 +14,7 @@ import numpy as np
 from capibench.cache.policies.adaptive import Chosen
 from capibench.cache.policies.lru import Lru
 from capibench.cache.policy import EvictionPolicy
+from capibench.cache.policy_parts.simulated import SimulatedTier
 from capibench.cache.replay.bounds import (
     Flags,
     belady_hits,
@@ -23,7 +24,6 @@ from capibench.cache.replay.bounds import (
     upper_bound,
 )
 from capibench.cache.replay.trace import Floats, KeyTrace, Whole
-from capibench.cache.simulated import SimulatedTier
 
 _CHUNK = 20_000  # accesses between two steps of the progress bar
 

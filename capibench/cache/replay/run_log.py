@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from capibench.cache.envelope import encode
 from capibench.cache.keys import KEY_BYTES, CacheType
-from capibench.cache.l1 import OVERHEAD_BYTES
 from capibench.cache.replay.trace import KeyTrace, Whole, make_trace
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.l1 import OVERHEAD_BYTES
 from capibench.errors import DataError
 from capibench.records import RequestStatus
 

@@ -40,7 +40,7 @@ import heapq
 import math
 from collections.abc import Callable
 
-from capibench.cache.simulated import SimulatedTier
+from capibench.cache.policy_parts.simulated import SimulatedTier
 
 _COMPACT_FROM = 64
 BOUND_ENTRY_BYTES = 910  # of RAM for each that the cache holds, measured with tracemalloc

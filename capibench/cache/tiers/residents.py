@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from capibench.cache.expiry import ExpiryOrder
 from capibench.cache.keys import CacheType
 from capibench.cache.policy import NO_MEMORY, EvictionPolicy, PolicyMemory, TakesHitsTogether, fresh
+from capibench.cache.tiers.expiry import ExpiryOrder
 
 # What a label costs in RAM beside its text: the string's header, and places in the tables of tags.
 # Measured with tracemalloc at 2,000 and 22,000 entries; a tag that many entries carry costs more

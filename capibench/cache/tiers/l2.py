@@ -20,11 +20,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from capibench.cache.access_log import READS_PER_BLOCK, AccessLog, reads
-from capibench.cache.compression import Compression, Compressor
-from capibench.cache.envelope import DamagedError, decode, decode_trusted, encode
 from capibench.cache.keys import KEY_BYTES, CacheType
-from capibench.cache.l2_record import (
+from capibench.cache.policy import EvictionPolicy
+from capibench.cache.tiers.access_log import READS_PER_BLOCK, AccessLog, reads
+from capibench.cache.tiers.compression import Compression, Compressor
+from capibench.cache.tiers.envelope import DamagedError, decode, decode_trusted, encode
+from capibench.cache.tiers.l2_record import (
     OVERHEAD_BYTES,
     StoredRecord,
     claimed_kind,
@@ -32,9 +33,8 @@ from capibench.cache.l2_record import (
     packed_value,
     unpack_record,
 )
-from capibench.cache.policy import EvictionPolicy
-from capibench.cache.residents import Counters, Entry, Kept, Resident, Residents
-from capibench.cache.rocks import RocksStore
+from capibench.cache.tiers.residents import Counters, Entry, Kept, Resident, Residents
+from capibench.cache.tiers.rocks import RocksStore
 
 # What is not a record has a key of another length than records have.
 _DICTIONARY, _READS = b"dictionary/", b"reads/"

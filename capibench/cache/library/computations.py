@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from capibench.cache.envelope import decode_trusted, is_rounded
-from capibench.cache.flights import Flight, Flights, LeaderLeft, computing, wait, wait_async
 from capibench.cache.keys import CacheType
-from capibench.cache.l1 import Lookup
-from capibench.cache.tiered import TieredCache
+from capibench.cache.library.flights import Flight, Flights, LeaderLeft, computing, wait, wait_async
+from capibench.cache.tiers.envelope import decode_trusted, is_rounded
+from capibench.cache.tiers.l1 import Lookup
+from capibench.cache.tiers.tiered import TieredCache
 
 _log = logging.getLogger(__name__)
 

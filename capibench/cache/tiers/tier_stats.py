@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from capibench.cache.keys import CacheType
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
-from capibench.cache.residents import Counters
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.residents import Counters
 
 
 def cache_stats(l1: L1, l2: L2 | None, computed_bytes: Mapping[CacheType, int]) -> dict[str, Any]:

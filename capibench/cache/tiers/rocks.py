@@ -23,8 +23,8 @@ from rocksdict import (
     SliceTransform,
 )
 
-from capibench.cache.envelope import DamagedError
-from capibench.cache.ledger import Ledger, Ticket, strike_all
+from capibench.cache.tiers.envelope import DamagedError
+from capibench.cache.tiers.ledger import Ledger, Ticket, strike_all
 from capibench.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)

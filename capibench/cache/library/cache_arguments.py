@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from capibench.cache.keys import CacheType
-from capibench.cache.strategy_choice import CacheStrategy
+from capibench.cache.library.strategy_choice import CacheStrategy
 from capibench.errors import ConfigError
 
 MIB = 1 << 20

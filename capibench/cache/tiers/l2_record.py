@@ -12,10 +12,10 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from capibench.cache.envelope import DamagedError
 from capibench.cache.keys import CacheType
-from capibench.cache.ledger import NUMBER_BYTES, Ticket
-from capibench.cache.residents import Entry
+from capibench.cache.tiers.envelope import DamagedError
+from capibench.cache.tiers.ledger import NUMBER_BYTES, Ticket
+from capibench.cache.tiers.residents import Entry
 
 # type, codec, ticket's place and number, event number, cost_s, inserted_s, expires_s,
 # fresh_until_s, label and record bytes

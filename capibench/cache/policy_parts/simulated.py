@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from capibench.cache.expiry import ExpiryOrder
 from capibench.cache.policy import EvictionPolicy, fresh
+from capibench.cache.tiers.expiry import ExpiryOrder
 
 # Beside what the policy takes beyond its order: the tables, the expiry heap, and keys that only
 # it still knows. Measured with tracemalloc inside `Adaptive`.

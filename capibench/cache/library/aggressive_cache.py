@@ -24,7 +24,8 @@ from weakref import WeakSet, finalize
 import numpy as np
 
 from capibench.artifacts import home
-from capibench.cache.cache_arguments import (
+from capibench.cache.keys import CacheType, KeyPrefix, cache_key
+from capibench.cache.library.cache_arguments import (
     by_type,
     check_compute,
     checked_clock,
@@ -42,16 +43,15 @@ from capibench.cache.cache_arguments import (
     checked_tags,
     checked_type,
 )
-from capibench.cache.compression import Compression
-from capibench.cache.computations import Address, Computations, Wanted
-from capibench.cache.keys import CacheType, KeyPrefix, cache_key
-from capibench.cache.l1 import L1
-from capibench.cache.l2 import L2
-from capibench.cache.public_stats import public_stats
-from capibench.cache.strategy_choice import CacheStrategy, build_policy, build_prefetch
-from capibench.cache.tender import Tender
-from capibench.cache.tiered import TieredCache
-from capibench.cache.user_keys import Key, key_parts
+from capibench.cache.library.computations import Address, Computations, Wanted
+from capibench.cache.library.public_stats import public_stats
+from capibench.cache.library.strategy_choice import CacheStrategy, build_policy, build_prefetch
+from capibench.cache.library.user_keys import Key, key_parts
+from capibench.cache.prefetching.tender import Tender
+from capibench.cache.tiers.compression import Compression
+from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.tiered import TieredCache
 from capibench.errors import ConfigError
 
 DEFAULT_TTL_SECONDS: Mapping[CacheType, float] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from capibench.cache.prefetch_switch import PrefetchSwitch, SwitchRule
-from capibench.cache.prefetcher import Prefetcher
-from capibench.cache.successors import Successors
+from capibench.cache.prefetching.prefetch_switch import PrefetchSwitch, SwitchRule
+from capibench.cache.prefetching.prefetcher import Prefetcher
+from capibench.cache.prefetching.successors import Successors
 
 
 @dataclass

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from capibench.cache.keys import CacheType
-from capibench.cache.prefetch import Followers
+from capibench.cache.prefetching.prefetch import Followers
 
 _MOST_EVENTS = 65_536  # the oldest are lost where nobody tends for so long
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import zstandard
 
-from capibench.cache.envelope import DamagedError, is_text
 from capibench.cache.keys import CacheType
+from capibench.cache.tiers.envelope import DamagedError, is_text
 
 RAW, ZSTD, ZSTD_WITH_DICTIONARY = 0, 1, 2  # stored with the record
 _TRIES_BEFORE_JUDGING = 16

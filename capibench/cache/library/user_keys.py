@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from capibench.cache.envelope import encode
+from capibench.cache.tiers.envelope import encode
 
 Key = object
 

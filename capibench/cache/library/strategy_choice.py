@@ -9,7 +9,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from capibench.cache.policy import EvictionPolicy
-from capibench.cache.prefetch import Followers
+from capibench.cache.prefetching.prefetch import Followers
 from capibench.config import build, conf_dir
 from capibench.errors import ConfigError
 

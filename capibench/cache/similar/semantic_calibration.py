@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats as scipy_stats
 
-from capibench.cache.semantic import Cosine, Vector
+from capibench.cache.similar.semantic import Cosine, Vector
 from capibench.corpus.corpus import Question
 
 Booleans = npt.NDArray[np.bool_]

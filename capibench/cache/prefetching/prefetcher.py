@@ -17,8 +17,8 @@ from collections import OrderedDict, deque
 from typing import NamedTuple
 
 from capibench.cache.keys import CacheType
-from capibench.cache.prefetch_switch import PrefetchSwitch
-from capibench.cache.successors import Successors
+from capibench.cache.prefetching.prefetch_switch import PrefetchSwitch
+from capibench.cache.prefetching.successors import Successors
 
 
 class Open(NamedTuple):

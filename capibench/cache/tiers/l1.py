@@ -7,10 +7,10 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from capibench.cache.envelope import decode_trusted, encode, shareable
 from capibench.cache.keys import CacheType
 from capibench.cache.policy import EvictionPolicy, memory_of
-from capibench.cache.residents import (
+from capibench.cache.tiers.envelope import decode_trusted, encode, shareable
+from capibench.cache.tiers.residents import (
     MAX_NOTED,
     Counters,
     Entry,

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from capibench.cache.access_times import AccessTimes
-from capibench.cache.envelope import encode
-from capibench.cache.invalidations import Invalidations
 from capibench.cache.keys import CacheType
-from capibench.cache.l1 import L1, Lookup
-from capibench.cache.l2 import L2
-from capibench.cache.prefetch import Followers
-from capibench.cache.promotions import Accessed, Brought, Evicted, Left, Promotions
-from capibench.cache.residents import Entry
-from capibench.cache.tier_stats import cache_stats
+from capibench.cache.prefetching.prefetch import Followers
+from capibench.cache.prefetching.promotions import Accessed, Brought, Evicted, Left, Promotions
+from capibench.cache.tiers.access_times import AccessTimes
+from capibench.cache.tiers.envelope import encode
+from capibench.cache.tiers.invalidations import Invalidations
+from capibench.cache.tiers.l1 import L1, Lookup
+from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.residents import Entry
+from capibench.cache.tiers.tier_stats import cache_stats
 
 _MISS = Lookup(None, "miss")
 _OFF = Lookup(None, "off")

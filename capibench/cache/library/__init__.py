@@ -1,0 +1,1 @@
+"""The cache for a program that does not use Hydra."""

@@ -1,0 +1,1 @@
+"""What the policies that watch the traffic are made of."""

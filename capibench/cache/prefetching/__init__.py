@@ -1,0 +1,1 @@
+"""Bringing entries from SSD into RAM before they are asked for."""

@@ -1,0 +1,1 @@
+"""Answers to similar questions, within a budget of false hits."""

@@ -1,0 +1,1 @@
+"""RAM before SSD: bytes, records, staleness, eviction and damage."""
