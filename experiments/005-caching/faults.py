@@ -291,7 +291,8 @@ def misses(times: int, seed: int) -> dict[str, int]:
 
 def interleavings(times: int, seed: int) -> dict[str, int]:
     """Coroutines read six documents' versions, wait and answer, while documents change and are
-    invalidated by tag, glob, key, epoch or all at once: 30 steps in an order of its own each time.
+    invalidated by tag, glob, key, epoch or all at once, or their answers are set anew: 30 steps in
+    an order of its own each time.
     An answer that is older than its documents were when it was asked for is stale."""
     counts = dict.fromkeys(("interleavings", "answers", "computed", "changes", "stale"), 0)
     rng = np.random.default_rng(seed)
@@ -331,7 +332,7 @@ def interleavings(times: int, seed: int) -> dict[str, int]:
             counts["stale"] += any(a < b for a, b in zip(answer, at_least, strict=True))
 
         def change() -> None:
-            number, how = int(rng.integers(6)), rng.integers(20)
+            number, how = int(rng.integers(6)), rng.integers(26)
             versions[number] += 1
             counts["changes"] += 1
             if how < 14:
@@ -343,8 +344,14 @@ def interleavings(times: int, seed: int) -> dict[str, int]:
                     cache.invalidate(f"q{question}")
             elif how < 19:
                 cache.clear()
-            else:
+            elif how < 20:
                 cache.set_epoch(f"index-{versions}")
+            else:  # answers of the new version are set, one change in six so that nothing is kept
+                for question in range(30):
+                    if number in documents(question):
+                        its_tags = [f"doc{each}" for each in documents(question)]
+                        life_s = 0.0 if how == 25 else None
+                        cache.set(f"q{question}", read(question), KIND, life_s, its_tags)
 
         async def interleave() -> None:
             for _ in range(times):
