@@ -386,6 +386,19 @@ def test_what_is_on_ssd_is_there_again_and_ages_meanwhile(make: Any, clock: Cloc
     assert cache.get("k0") is None
 
 
+def test_expire_drops_what_is_too_old_from_both_tiers(make: Any, clock: Clock) -> None:
+    cache = make(l2_size_mb=1)
+    for key, life_s in (("short", 5.0), ("long", 50.0)):
+        cache.set(key, key, ttl_seconds=life_s)
+    cache.flush()
+    clock.now_s = 6.0
+    assert cache.expire() == 2, "in RAM and on SSD"
+    assert cache.expire() == 0
+    tiers = cache.get_cache_stats()
+    assert (tiers["l1_cache"]["entries"], tiers["l2_cache"]["entries"]) == (1, 1)
+    assert [cache.get(key) for key in ("short", "long")] == [None, "long"]
+
+
 def test_what_is_flushed_is_there_again(make: Any, clock: Clock) -> None:
     cache = make(l2_size_mb=1)
     cache.set("kept", "v", tags=["doc"])

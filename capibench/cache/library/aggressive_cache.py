@@ -305,6 +305,14 @@ class AggressiveCache:
         self._check_open()
         return self._tiers.clear()
 
+    def expire(self) -> int:
+        """Drop all that nobody gets any more because of its age, from both tiers; how many entries.
+
+        Full tiers do it themselves: this is for room that is wanted elsewhere.
+        """
+        self._check_open()
+        return self._tiers.expire(self._now())
+
     def flush(self) -> int:
         """Copy what only RAM holds to SSD, so that the next process finds it; how many entries.
 
