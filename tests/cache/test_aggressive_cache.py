@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import subprocess
@@ -852,6 +853,48 @@ def test_the_thread_that_prefetches_ends_with_its_cache(tmp_path: Path, how: str
     thread.join(60)
     assert not thread.is_alive()
     AggressiveCache(**PREFETCHES, l2_cache_dir=tmp_path, clock=Clock()).shutdown()
+
+
+def test_prefetching_goes_on_after_an_error_in_its_thread(make: Any) -> None:
+    failures: list[int] = []
+
+    def clock() -> float:
+        if threading.current_thread().name == "cache-tender" and not failures:
+            failures.append(1)
+            raise OSError("once")
+        return 0.0
+
+    cache = make(**PREFETCHES, clock=clock)
+    ask_until(cache, lambda stats: stats["used"] > 20)
+    assert failures
+
+
+def test_who_sets_or_invalidates_as_the_cache_shuts_down_is_told(make: Any, clock: Clock) -> None:
+    """What returns is done, so that an old value cannot come back in the next process."""
+    cache = make(l2_size_mb=1)
+    cache.set("a", "old")
+    cache.flush()
+
+    class ShutsDown:
+        def __iter__(self) -> Any:  # a moment after it was checked that the cache is open
+            cache.shutdown()
+            return iter(["tag"])
+
+    with pytest.raises(RuntimeError, match="shut down"):
+        cache.set("a", "new", tags=ShutsDown())
+    assert make(l2_size_mb=1).get("a") == "old"
+
+
+def test_a_dropped_cache_releases_its_folder_at_once(tmp_path: Path) -> None:
+    gc.disable()  # so that nothing but the last reference does it
+    try:
+        cache = AggressiveCache(1, 1, tmp_path)
+        cache.set("a", 1)
+        assert cache.get("a") == 1
+        del cache
+        AggressiveCache(1, 1, tmp_path).shutdown()
+    finally:
+        gc.enable()
 
 
 def test_shutting_down_waits_for_nobody_who_prefetches(make: Any) -> None:

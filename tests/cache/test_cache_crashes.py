@@ -506,3 +506,23 @@ def test_what_cannot_be_invalidated_is_said_once_and_tried_again(
     assert store.num_errors == 0
     assert store.get(RESULT, key(1), 1.0) is None
     store.close()
+
+
+def test_a_tier_works_again_after_its_files_could_not_be_merged(tmp_path: Path) -> None:
+    """RocksDB takes nothing more once it has met a damaged block while merging files."""
+    policy = Lru()
+    store = L2(policy, 1 << 24, tmp_path)
+    for number in range(2000):
+        store.put(key(number), Entry(RESULT, 1.0, 1e9), encode("x" * 500), 0.0)
+    store.close()
+    L2(policy, 1 << 24, tmp_path).close()  # which moves the log into a sorted file
+    largest = max(tmp_path.glob("*/*.sst"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    store, was_refused = L2(policy, 1 << 24, tmp_path), False
+    for number in range(2000, 42_000):
+        was_refused |= not store.put(key(number), Entry(RESULT, 1.0, 1e9), encode("y" * 1500), 0.0)
+    assert was_refused
+    assert all(store.get(RESULT, key(number), 1.0) for number in range(40_000, 42_000))
+    store.close()

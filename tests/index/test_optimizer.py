@@ -228,7 +228,10 @@ def test_what_fails_changes_nothing(optimizer: RAGIndexOptimizer) -> None:
         ({"custom_config": [1]}, r"custom_config: got \[1\]; expected a mapping"),
         ({"custom_config": {"tuning_s": float("inf")}}, "custom_config.tuning_s: got inf"),
         ({"custom_config": {"max_memory_mb": float("inf")}}, "custom_config.max_memory_mb: got"),
-        ({"custom_config": {"weights": {"recall": float("nan")}}}, "custom_config.weights.recall: got nan"),
+        (
+            {"custom_config": {"weights": {"recall": float("nan")}}},
+            "custom_config.weights.recall: got nan",
+        ),
         ({"custom_config": {"halving": {"num_rounds": 10**9}}}, "custom_config.halving.num_rounds"),
         (
             {"custom_config": {"candidates": {"hnsw": {"num_links": ["a"]}}}},

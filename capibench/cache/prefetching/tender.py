@@ -5,9 +5,12 @@ It starts with the first look-up and sleeps while there are none.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+
+_log = logging.getLogger(__name__)
 
 
 class Tender:
@@ -22,6 +25,7 @@ class Tender:
         self._starting = threading.Lock()
         self._is_started = False
         self._is_shut_down = False
+        self._has_failed = False
 
     def call(self) -> None:
         """There may be something to do."""
@@ -56,7 +60,12 @@ class Tender:
         while True:
             self._bell.acquire()
             self._is_called = False  # before tending: what comes from now on calls again
-            while not self._is_shut_down and self._tend():
-                pass
+            try:
+                while not self._is_shut_down and self._tend():
+                    pass
+            except Exception:  # noqa: BLE001  a clock's, say: nobody asked, so nobody fails for it
+                if not self._has_failed:
+                    _log.exception("prefetching failed, and goes on with the next look-up")
+                self._has_failed = True
             if self._is_shut_down:
                 return

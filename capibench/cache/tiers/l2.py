@@ -15,10 +15,11 @@ Expiry is absolute on the caller's clock: reopen a folder only under a clock tha
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
+from weakref import WeakMethod
 
 from capibench.cache.keys import KEY_BYTES, CacheType
 from capibench.cache.policy import EvictionPolicy
@@ -77,7 +78,7 @@ class L2:
         """
         begin_s = perf_counter()
         self._residents = Residents(
-            policy, capacity_bytes, OVERHEAD_BYTES, quotas, on_mend=self._forget_others
+            policy, capacity_bytes, OVERHEAD_BYTES, quotas, on_mend=_weakly(self._forget_others)
         )
         self._lock = threading.Lock()
         self._compressor = Compressor(compression)
@@ -182,6 +183,8 @@ class L2:
         again (an SSD wears out by writing); to the policy it enters anew.
         """
         with self._lock, self._residents:
+            if self._store.is_damaged:
+                self._empty()
             known = self._residents.get(key)
             if known is not None:
                 if known.entry.expires_s == entry.expires_s:
@@ -250,12 +253,7 @@ class L2:
     def clear(self) -> None:
         """Remove everything, faster than one by one."""
         with self._lock, self._residents:
-            for key in list(self._residents):
-                self._residents.drop(key)
-            self._compressor.forget()
-            self._accesses.flush()
-            self._blocks.clear()
-            self._store.clear()
+            self._empty()
 
     def stats(self) -> dict[str, Any]:
         """What there is to say beside the counters, as JSON."""
@@ -319,6 +317,14 @@ class L2:
         for key in (*useless, *(key for key in inserted if key not in self._residents)):
             self._store.delete(key)
 
+    def _empty(self) -> None:
+        for key in list(self._residents):
+            self._residents.drop(key)
+        self._compressor.forget()
+        self._accesses.flush()
+        self._blocks.clear()
+        self._store.clear()
+
     def _forget_others(self) -> None:
         """What is on disk but not resident does not come back."""
         self._store.keep(resident.kept for resident in self._residents.all())
@@ -375,3 +381,15 @@ class L2:
     def _delete(self, dropped: Iterable[Resident]) -> None:
         for resident in dropped:
             self._store.delete(resident.key, resident.kept)
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """`method`, without keeping its object: one that is dropped releases its folder at once."""
+    reference = WeakMethod(method)
+
+    def call() -> None:
+        found = reference()
+        if found is not None:
+            found()
+
+    return call

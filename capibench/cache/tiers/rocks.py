@@ -57,6 +57,8 @@ class RocksStore:
         self._db: Rdict | None = None
         self._ledger: Ledger | None = None
         self._is_closed = False
+        # RocksDB met damage as it merged files, and takes nothing more: only `clear` helps.
+        self.is_damaged = False
         self._owes_forgetting = False  # what could not be made invalid yet
         self._open()
         self._tighten()
@@ -109,6 +111,7 @@ class RocksStore:
         try:
             self._db.put(key, stored)
         except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
+            self.is_damaged = self.is_damaged or self._is_damage(error)
             self._count_error("write", error)
             return False
         self._num_writes += 1
@@ -132,6 +135,7 @@ class RocksStore:
         try:
             self._db.delete(key)
         except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
+            self.is_damaged = self.is_damaged or self._is_damage(error)
             self._count_error("delete", error)  # it takes room, and is not valid
 
     def keep(self, places: Iterable[int]) -> None:
@@ -197,6 +201,7 @@ class RocksStore:
         if self._is_closed:
             return
         self.discard()
+        self.is_damaged = False
         if self._owes_forgetting:
             return
         try:

@@ -72,6 +72,7 @@ class TieredCache:
         self._computed_bytes = dict.fromkeys(self._ttl_s, 0)  # of values that misses brought in
         self._lock = threading.RLock()  # reentrant for `close` alone, see there
         self._owned = threading.Condition(self._lock)
+        self._is_closed = False  # its SSD tier, which knows nothing of what comes after
         self._promotions = None if prefetch is None or l2 is None else Promotions(prefetch)
         self._note = None if self._promotions is None else self._promotions.note
 
@@ -135,6 +136,7 @@ class TieredCache:
 
         Raises:
             TypeError: `value` is of a type that no envelope holds (see `envelope.encode`).
+            RuntimeError: it was given, and the cache is closed.
         """
         of_type_s = self._ttl_s.get(kind)
         if of_type_s is None:
@@ -142,10 +144,14 @@ class TieredCache:
         record = encode(value, half=kind in self._half_types)
         life_s = of_type_s if ttl_s is None else ttl_s
         with self._lock:
-            if since is not None and self._invalidations.concern(since, key, name, tags):
-                self._num_outdated += 1
-                return record
-            if since is None:
+            if since is not None:
+                if self._is_closed:
+                    return record
+                if self._invalidations.concern(since, key, name, tags):
+                    self._num_outdated += 1
+                    return record
+            else:
+                self._check_open()
                 self._invalidations.note_set(key)
             if self._l2 is not None:
                 self._l2.remove(key)  # an older value must not come back
@@ -198,12 +204,14 @@ class TieredCache:
     def remove(self, key: bytes) -> bool:
         """Invalidate `key` in every tier; whether it was there."""
         with self._lock:
+            self._check_open()
             self._invalidations.note("key", key)
             return self._remove([key]) > 0
 
     def remove_matching(self, glob: str) -> int:
         """Invalidate every entry whose name matches; how many were there."""
         with self._lock:
+            self._check_open()
             self._invalidations.note("glob", glob)
             keys = {key for tier in self._tiers() for key in tier.matching(glob)}
             if fnmatch.fnmatchcase("", glob):  # those without a name
@@ -213,12 +221,14 @@ class TieredCache:
     def remove_tagged(self, tag: str) -> int:
         """Invalidate every entry that carries `tag`; how many were there."""
         with self._lock:
+            self._check_open()
             self._invalidations.note("tag", tag)
             return self._remove({key for tier in self._tiers() for key in tier.tagged(tag)})
 
     def clear(self) -> int:
         """Invalidate everything; how many entries were there."""
         with self._lock:
+            self._check_open()
             self._invalidations.note("all", "")
             keys = {key for tier in self._tiers() for key in tier.keys()}  # noqa: SIM118  no dict
             for tier in self._tiers():
@@ -281,11 +291,17 @@ class TieredCache:
             return
         if not self._is_interrupted() and self._lock.acquire(timeout=_PATIENCE_S):
             try:
+                self._is_closed = True
                 self._l2.close()
             finally:
                 self._lock.release()
         else:
             threading.Thread(target=self._close_when_free, name="cache-closer").start()
+
+    def _check_open(self) -> None:
+        """What returns as invalidated, or set, is so in the next process too."""
+        if self._is_closed:
+            raise RuntimeError("the cache was shut down; make a new one")
 
     def _is_interrupted(self) -> bool:
         """Whether this is a signal handler, above a frame that holds the lock."""
@@ -298,6 +314,7 @@ class TieredCache:
     def _close_when_free(self) -> None:
         assert self._l2 is not None
         with self._lock:
+            self._is_closed = True
             self._l2.close()
 
     def _lookup_l2(self, kind: CacheType, key: bytes, now: float, allow_stale: bool) -> Lookup:
