@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--disk-gets", type=int, default=20_000, help="per round, SSD stores")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="stores whose name contains this, alone")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows: list[Row] = []
@@ -92,7 +93,9 @@ def main() -> None:
         wanted = {load: _wanted(load, num_entries, options.gets, rng) for load in LOADS}
         with (
             tempfile.TemporaryDirectory() as folder,
-            _subjects(num_entries, wanted, Path(folder), options.disk_gets, rng) as subjects,
+            _subjects(
+                num_entries, wanted, Path(folder), options.disk_gets, options.only, rng
+            ) as subjects,
         ):
             rows += _measured(subjects, num_entries, options.rounds)
     _print(rows, options.entries)
@@ -159,6 +162,7 @@ def _subjects(
     wanted: dict[str, list[int]],
     folder: Path,
     disk_gets: int,
+    only: str,
     rng: np.random.Generator,
 ) -> Iterator[list[Subject]]:
     """All stores, filled with the same values."""
@@ -176,6 +180,8 @@ def _subjects(
     def fill(
         tier: str, name: str, keys: list[Any], those: Any, of: list[Any], put: Any, get: Any
     ) -> None:
+        if only not in name:
+            return
         begin_s = perf_counter()
         for key, value in zip(keys, of, strict=True):
             put(key, value)
