@@ -17,8 +17,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-_MOST_SET_ASIDE = 0.25  # of a tier, for a policy's sample
-
 
 @runtime_checkable
 class EvictionPolicy(Protocol):
@@ -66,15 +64,7 @@ class PolicyMemory(NamedTuple):
 
     per_entry: int  # for each resident
     per_sampled: int = 0  # more for each of those in a sample
-    most_sampled: int = 0  # residents; in a smaller tier all of them are
-
-    def charge(self, capacity_bytes: int) -> tuple[int, int]:
-        """What a tier of that size sets aside, and what it charges for each entry on top: the
-        sample as a whole where that is little, else as if every resident were in it."""
-        whole_bytes = self.per_sampled * self.most_sampled
-        if whole_bytes <= _MOST_SET_ASIDE * capacity_bytes:
-            return whole_bytes, self.per_entry
-        return 0, self.per_entry + self.per_sampled
+    most_sampled: int = 0  # residents; with fewer all of them are
 
 
 NO_MEMORY = PolicyMemory(0)

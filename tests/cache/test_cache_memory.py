@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 
 from capibench.cache.keys import CacheType, cache_key
 from capibench.cache.library.strategy_choice import CacheStrategy, build_policy
-from capibench.cache.policy import EvictionPolicy, PolicyMemory
+from capibench.cache.policies.lru import Lru
+from capibench.cache.policy import EvictionPolicy, PolicyMemory, memory_of
 from capibench.cache.tiers.envelope import encode
-from capibench.cache.tiers.l1 import L1
+from capibench.cache.tiers.l1 import L1, OVERHEAD_BYTES
 from capibench.cache.tiers.l2 import L2
 from capibench.cache.tiers.residents import Entry
 
@@ -30,11 +32,10 @@ def requests(load: str, num_entries: int) -> list[int]:
 
 
 def capacity_for(policy: EvictionPolicy, num_entries: int) -> int:
-    """Of a tier that holds so many entries of 100 bytes; a large one sets aside for samples."""
-    probe = L1(policy, (1 << 20) if num_entries <= 2000 else (1 << 40))
-    set_aside = probe.num_bytes
-    probe.put(b"k" * 16, Entry(RESULT, 0.1, 3600.0), encode(b"v" * 100), 0.0)
-    return set_aside + num_entries * (probe.num_bytes - set_aside)
+    """Of a tier that holds so many entries of 100 bytes."""
+    memory, record = memory_of(policy), encode(b"v" * 100)
+    each = 16 + len(record) + OVERHEAD_BYTES + memory.per_entry
+    return num_entries * each + memory.per_sampled * min(num_entries, memory.most_sampled)
 
 
 def most_taken(tier: L1, asked: list[int]) -> float:
@@ -77,30 +78,36 @@ def test_a_full_tier_takes_no_more_than_its_capacity(
         assert taken > 1 / 1.5
 
 
-def test_a_policys_sample_is_set_aside_where_it_is_little_and_else_charged_by_entry() -> None:
-    memory = PolicyMemory(per_entry=10, per_sampled=100, most_sampled=50)
-    assert memory.charge(20_000) == (5000, 10)
-    assert memory.charge(19_999) == (0, 110)
-    assert PolicyMemory(7).charge(1) == (0, 7)
+@pytest.mark.parametrize("num_entries", [1, 2, 3, 5, 40])
+def test_the_first_entries_pay_for_a_policys_sample(num_entries: int) -> None:
+    """So a larger tier never holds fewer entries, and each holds as many as it has room for."""
+
+    @dataclass
+    class Sampling(Lru):
+        memory = PolicyMemory(per_entry=10, per_sampled=5000, most_sampled=3)
+
+    tier = L1(Sampling(), capacity_for(Sampling(), num_entries))
+    for number in range(100):
+        tier.put(cache_key(RESULT, str(number)), Entry(RESULT, 1.0, 9.0), encode(b"v" * 100), 0.0)
+        assert len(tier) == min(number + 1, num_entries)
+    assert tier.num_bytes == tier.capacity_bytes
+    tier.clear()
+    assert tier.num_bytes == 0
 
 
 def test_each_type_with_a_quota_pays_for_a_policy_of_its_own(tmp_path: Path) -> None:
     policy, _ = build_policy(CacheStrategy.ADAPTIVE, {})
-    size = 256 << 20
-    set_aside = L1(policy, size).num_bytes
-    assert 0 < set_aside < size / 4
-    halves = L1(policy, size, {VECTOR: 0.5})
-    assert halves.num_bytes == 2 * set_aside
-    assert halves.capacity_of(VECTOR) == halves.capacity_of(RESULT) == size // 2 - set_aside
-    small = L1(policy, size, {VECTOR: 0.01})
-    assert small.num_bytes == set_aside, "in the small part entries are charged for it"
-    entry = Entry(VECTOR, 0.1, 1.0)
-    small.put(b"k" * 16, entry, encode(b"v"), 0.0)
-    charge = small.num_bytes - set_aside
-    halves.put(b"k" * 16, entry, encode(b"v"), 0.0)
-    assert charge > halves.num_bytes - 2 * set_aside
-    small.clear()
-    assert small.num_bytes == set_aside
-    disk = L2(policy, size, tmp_path)
-    assert (disk.num_bytes, disk.capacity_of(VECTOR)) == (0, size), "its policy takes no disk"
+    record = encode(b"v")
+    sizes = {}
+    for quotas in (None, {VECTOR: 0.5}):
+        tier = L1(policy, 256 << 20, quotas)
+        for kind in (RESULT, VECTOR):
+            for number in range(1500):
+                tier.put(cache_key(kind, str(number)), Entry(kind, 0.1, 1.0), record, 0.0)
+        sizes[quotas is None] = tier.num_bytes
+    memory = memory_of(policy)
+    assert sizes[False] - sizes[True] == (3000 - memory.most_sampled) * memory.per_sampled > 0
+    disk = L2(policy, 1 << 20, tmp_path)
+    disk.put(b"k" * 16, Entry(RESULT, 0.1, 1.0), record, 0.0)
+    assert disk.num_bytes < memory.per_entry, "its policy takes no disk"
     disk.close()

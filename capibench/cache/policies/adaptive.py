@@ -46,7 +46,7 @@ _RECENT_TURNOVERS = 0.15  # half-life of the share of hits that is called recent
 _CHOICES_KEPT = 1000
 _SHIFTED_BELOW = 0.8  # of the usual share: less than that recently, and something does better
 _LEAST_DISAGREEMENT = 0.02  # share of the accesses of which two experts make different things
-_RESIDENT_BYTES = 200  # what is known of each, measured with tracemalloc
+_RESIDENT_BYTES = 216  # what is known of each, measured with tracemalloc
 _SPREAD, _SHIFT = 0x165667B1, 24  # other bits of the hash than the frequency sketch uses
 
 _Access = Callable[[bytes, int, float, float, float], bool]

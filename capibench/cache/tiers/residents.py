@@ -76,13 +76,11 @@ def new_counters() -> dict[CacheType, Counters]:
 class _Part:
     """The room of one type with a quota, or of all types without."""
 
-    __slots__ = (
-        "_on_hits", "capacity_bytes", "entry_bytes", "num_bytes", "policy", "set_aside_bytes",
-    )  # fmt: skip
+    __slots__ = ("_on_hits", "capacity_bytes", "holds", "num_bytes", "num_entries", "policy")
 
     def __init__(self, policy: EvictionPolicy, capacity_bytes: int, holds: PolicyMemory) -> None:
-        self.set_aside_bytes, self.entry_bytes = holds.charge(capacity_bytes)
-        self.capacity_bytes = capacity_bytes - self.set_aside_bytes  # for entries
+        self.capacity_bytes = capacity_bytes
+        self.holds = holds
         self.empty(policy)
 
     def empty(self, policy: EvictionPolicy) -> None:
@@ -90,7 +88,22 @@ class _Part:
         self.policy = fresh(policy, self.capacity_bytes)
         together = self.policy if isinstance(self.policy, TakesHitsTogether) else None
         self._on_hits = None if together is None else together.on_hits
-        self.num_bytes = 0
+        self.num_bytes = self.num_entries = 0
+
+    def with_one_more(self, size: int) -> int:
+        """`num_bytes` with one more entry of that size, which the policy may take into a sample."""
+        is_sampled = self.num_entries < self.holds.most_sampled
+        return self.num_bytes + size + (self.holds.per_sampled if is_sampled else 0)
+
+    def add(self, size: int) -> None:
+        """One more entry."""
+        self.num_bytes = self.with_one_more(size)
+        self.num_entries += 1
+
+    def take(self, size: int) -> None:
+        """One entry less."""
+        self.num_entries -= 1
+        self.num_bytes -= self.with_one_more(size) - self.num_bytes
 
     def settle(self, hits: list[tuple[Resident, float]]) -> None:
         """Count hits and tell the policy of them."""
@@ -171,7 +184,6 @@ class Residents:
             for kind in CacheType
         }
         self._distinct_parts = list(dict.fromkeys(self._parts.values()))
-        self.num_bytes = sum(part.set_aside_bytes for part in self._distinct_parts)
         self._overhead_bytes = overhead_bytes
         self._residents: dict[bytes, Resident] = {}
         self.get = self._residents.get  # a resident by its key, or None
@@ -190,6 +202,11 @@ class Residents:
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if error_type is None:
             self._is_changing = False
+
+    @property
+    def num_bytes(self) -> int:
+        """That the tier is charged for."""
+        return sum(part.num_bytes for part in self._distinct_parts)
 
     @property
     def counters(self) -> dict[CacheType, Counters]:
@@ -225,7 +242,8 @@ class Residents:
 
     def size_of(self, key: bytes, entry: Entry, record_bytes: int) -> int:
         """Bytes that `entry` takes here: key, stored record, labels and overhead per entry."""
-        size = len(key) + record_bytes + self._overhead_bytes + self._parts[entry.kind].entry_bytes
+        size = len(key) + record_bytes + self._overhead_bytes
+        size += self._parts[entry.kind].holds.per_entry
         if entry.name:
             size += _NAME_BYTES + len(entry.name)
         for tag in entry.tags:
@@ -234,7 +252,11 @@ class Residents:
 
     def fits(self, key: bytes, entry: Entry, record_bytes: int) -> bool:
         """Whether the empty tier could hold such an entry."""
-        return self.size_of(key, entry, record_bytes) <= self._parts[entry.kind].capacity_bytes
+        return self._fits(entry.kind, self.size_of(key, entry, record_bytes))
+
+    def _fits(self, kind: CacheType, size: int) -> bool:
+        holds, capacity_bytes = self._parts[kind].holds, self._parts[kind].capacity_bytes
+        return size + (holds.per_sampled if holds.most_sampled else 0) <= capacity_bytes
 
     def capacity_of(self, kind: CacheType) -> int:
         """Bytes of the room that a type has to itself, or shares with others without a quota."""
@@ -287,8 +309,7 @@ class Residents:
         del self._residents[key]
         entry = resident.entry
         _count(resident)
-        self.num_bytes -= resident.size
-        resident.part.num_bytes -= resident.size
+        resident.part.take(resident.size)
         resident.counters.bytes -= resident.size
         resident.counters.entries -= 1
         if entry.expires_s < math.inf:
@@ -312,32 +333,32 @@ class Residents:
         """
         self.settle()
         part = self._parts[entry.kind]
-        if size > part.capacity_bytes:
+        if not self._fits(entry.kind, size):
             self._counters[entry.kind].rejected_too_large += 1
             return False, []
-        if part.num_bytes + size <= part.capacity_bytes:
+        if part.with_one_more(size) <= part.capacity_bytes:
             return True, []
         if not part.policy.admit(key, size, entry.cost_s, now):
             self._counters[entry.kind].rejected_by_policy += 1
             return False, []
-        return True, self._evict_to(part, part.capacity_bytes - size, now)
+        victims = []
+        while part.with_one_more(size) > part.capacity_bytes:
+            victims.append(self._evict(part, now))
+        return True, victims
 
     def evict_surplus(self, now: float) -> list[Resident]:
         """Evict in the policy's order what is over capacity: it was larger when it was closed."""
         self.settle()
-        return [
-            victim
-            for part in self._distinct_parts
-            for victim in self._evict_to(part, part.capacity_bytes, now)
-        ]
-
-    def _evict_to(self, part: _Part, num_bytes: int, now: float) -> list[Resident]:
         victims = []
-        while part.num_bytes > num_bytes:
-            victim = self._forget(part.policy.victim(now))
-            victim.counters.evicted += 1
-            victims.append(victim)
+        for part in self._distinct_parts:
+            while part.num_bytes > part.capacity_bytes:
+                victims.append(self._evict(part, now))
         return victims
+
+    def _evict(self, part: _Part, now: float) -> Resident:
+        victim = self._forget(part.policy.victim(now))
+        victim.counters.evicted += 1
+        return victim
 
     def insert(
         self, key: bytes, entry: Entry, size: int, now: float, kept: Kept = ELSEWHERE
@@ -352,8 +373,7 @@ class Residents:
         """Into the sums, the tables and the policy."""
         key, entry, size = resident.key, resident.entry, resident.size
         part, counters = resident.part, resident.counters
-        self.num_bytes += size
-        part.num_bytes += size
+        part.add(size)
         counters.bytes += size
         counters.entries += 1
         if entry.expires_s < math.inf:
@@ -368,7 +388,6 @@ class Residents:
 
     def _mend(self) -> None:
         self.noted.clear()
-        self.num_bytes = sum(part.set_aside_bytes for part in self._distinct_parts)
         for part in self._distinct_parts:
             part.empty(part.policy)
         for counters in self._counters.values():
