@@ -790,16 +790,16 @@ def test_a_stale_value_is_served_to_coroutines_too(
 def ask_until(cache: AggressiveCache, is_done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Ask for 40 keys in turn, of which eight fit into RAM, until the statistics of prefetching
     are so, and return them."""
-    while True:
-        for number in range(40):
-            if cache.get(f"k{number}") is None:
-                cache.set(f"k{number}", "v" * 100)
-            threading.Event().wait(0.0005)  # leaves the interpreter to the others
-            if is_done(stats := cache.get_cache_stats()["prefetch"]):
-                return stats
+    for number in range(40_000):
+        if cache.get(f"k{number % 40}") is None:
+            cache.set(f"k{number % 40}", "v" * 100)
+        threading.Event().wait(0.0005)  # leaves the interpreter to the others
+        if is_done(stats := cache.get_cache_stats()["prefetch"]):
+            return stats
+    raise AssertionError(stats)
 
 
-PREFETCHES: dict[str, Any] = {"l1_size_mb": 0.008, "l2_size_mb": 1, "prefetch": True}
+PREFETCHES: dict[str, Any] = {"l1_size_mb": 0.0095, "l2_size_mb": 1, "prefetch": True}
 
 
 def test_what_comes_next_is_brought_into_ram_between_the_calls(make: Any) -> None:

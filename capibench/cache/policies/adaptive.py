@@ -47,6 +47,7 @@ _CHOICES_KEPT = 1000
 _SHIFTED_BELOW = 0.8  # of the usual share: less than that recently, and something does better
 _LEAST_DISAGREEMENT = 0.02  # share of the accesses of which two experts make different things
 _RESIDENT_BYTES = 216  # what is known of each, measured with tracemalloc
+_SAMPLED_BYTES = 200  # more in each miniature, while it is small and its tables have just grown
 _SPREAD, _SHIFT = 0x165667B1, 24  # other bits of the hash than the frequency sketch uses
 
 _Access = Callable[[bytes, int, float, float, float], bool]
@@ -146,7 +147,8 @@ class Adaptive:
         simulated = [
             SIMULATED_ENTRY_BYTES + memory_of(expert).per_entry for expert in self.experts.values()
         ]
-        return PolicyMemory(_RESIDENT_BYTES + max(simulated), sum(simulated), self.sample_entries)
+        sampled = sum(simulated) + _SAMPLED_BYTES * len(simulated)
+        return PolicyMemory(_RESIDENT_BYTES + max(simulated), sampled, self.sample_entries)
 
     @property
     def chosen(self) -> tuple[Chosen, ...]:

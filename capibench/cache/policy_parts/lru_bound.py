@@ -43,7 +43,7 @@ from collections.abc import Callable
 from capibench.cache.policy_parts.simulated import SimulatedTier
 
 _COMPACT_FROM = 64
-BOUND_ENTRY_BYTES = 910  # of RAM for each that the cache holds, measured with tracemalloc
+BOUND_ENTRY_BYTES = 700  # of RAM for each that the cache holds, measured with tracemalloc
 
 
 class LruBound:

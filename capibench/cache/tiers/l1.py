@@ -21,9 +21,10 @@ from capibench.cache.tiers.residents import (
 
 # What Python needs per entry beside key, record and labels: object headers, the places in the
 # tables, in the policy's order and in the expiry heap, which may hold as many that are gone.
-# Measured with tracemalloc under `Lru`, at most, at 500 and 2,000 entries: 939 and 924. What a
-# policy needs beyond its order comes on top (`policy.PolicyMemory`).
-OVERHEAD_BYTES = 944
+# Measured with tracemalloc under `Lru`, at most: 1,030 to 1,070 where tables have just grown (176,
+# 684 and 2,780 entries), 820 to 920 elsewhere. What a policy needs beyond its order comes on top
+# (`policy.PolicyMemory`).
+OVERHEAD_BYTES = 1080
 
 
 class Lookup(NamedTuple):
