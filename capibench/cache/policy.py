@@ -14,8 +14,9 @@ ghost; any other `on_remove` is an expiry or an invalidation.
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -56,6 +57,21 @@ class TakesHitsTogether(Protocol):
 
     def on_hits(self, keys: Sequence[bytes]) -> None:
         """The same as `on_hit` of each key, in this order."""
+
+
+@runtime_checkable
+class LendsTable(Protocol):
+    """A policy that keeps all resident keys in one dict may lend it to a tier that has no other
+    policy, which keeps there what it knows of each key. So a hit looks into one table instead of
+    two, and in a large tier each look is several waits for memory.
+
+    The tier puts a key in before `on_insert` and takes it out before `on_remove`; the policy moves
+    keys, and leaves the values alone. It must go on from whatever order of keys it finds.
+    """
+
+    @property
+    def table(self) -> OrderedDict[bytes, Any]:
+        """All resident keys, in the policy's order."""
 
 
 class PolicyMemory(NamedTuple):

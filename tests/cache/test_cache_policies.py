@@ -253,6 +253,73 @@ def test_a_hit_that_is_noted_when_its_entry_has_left_is_counted_and_not_told() -
     assert residents.make_room(b"cc", entry(), 95, 2.0)[1][0].key == b"bb"
 
 
+@dataclass
+class OwnTable:
+    """An LRU that lends its table to no tier."""
+
+    lru: Lru = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lru = Lru()
+        self.on_insert, self.on_hit = self.lru.on_insert, self.lru.on_hit
+        self.on_remove, self.admit = self.lru.on_remove, self.lru.admit
+        self.victim = self.lru.victim
+
+
+def evicted_by(policy: Any, seed: int) -> list[bytes]:
+    rng = random.Random(seed)
+    residents, victims = Residents(policy, 100, 0), []
+    for step in range(600):
+        key, now = b"%02d" % rng.randrange(25), float(step)
+        resident = residents.get(key)
+        deed = rng.choice(["read", "read", "read", "renew", "drop", "stale", "put"])
+        if deed == "read" and resident is not None:
+            residents.note_hit(resident, now)
+            continue
+        with residents:
+            residents.stale(now if deed == "stale" else 0.0)
+            if deed == "renew" and key in residents:
+                residents.renew(key, now)
+                assert residents.get(key) is resident
+            elif deed == "drop" and key in residents:
+                residents.drop(key)
+            elif key not in residents:
+                victims += residents.make_room(key, entry(now, 90.0), 10, now)[1]
+                residents.insert(key, entry(now, 90.0), 10, now)
+        assert all(residents.get(key) is not None for key in residents)
+    return [victim.key for victim in victims]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_tier_in_the_policys_own_table_evicts_as_one_beside_it(seed: int) -> None:
+    victims = evicted_by(Lru(), seed)
+    assert len(victims) > 50
+    assert victims == evicted_by(OwnTable(), seed)
+
+
+@pytest.mark.parametrize("quotas", [None, {KIND: 0.5}])
+def test_after_a_change_that_was_cut_short_all_is_there_in_a_lent_table_too(quotas: Any) -> None:
+    residents = Residents(Lru(), 80, 0, quotas)
+    for number in range(4):
+        residents.insert(b"%02d" % number, entry(), 10, float(number))
+    residents.replay_hit(b"00", 4.0)
+
+    def cut_short() -> None:
+        with residents:
+            residents.drop(b"02")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_short()
+    with residents:
+        assert set(residents) == {b"00", b"01", b"03"}
+        assert residents.num_bytes == 30
+        victims = residents.make_room(b"04", entry(), 80 if quotas is None else 40, 5.0)[1]
+    # In its own table it knows what was read last; one beside it begins anew.
+    due = [b"01", b"03", b"00"] if quotas is None else [b"00", b"01", b"03"]
+    assert [victim.key for victim in victims] == due
+
+
 def test_ttl_breaks_ties_by_insertion() -> None:
     policy = Ttl()
     for key in (b"b", b"a", b"c"):

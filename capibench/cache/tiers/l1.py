@@ -21,8 +21,9 @@ from capibench.cache.tiers.residents import (
 
 # What Python needs per entry beside key, record and labels: object headers, the places in the
 # tables, in the policy's order and in the expiry heap, which may hold as many that are gone.
-# Measured with tracemalloc under `Lru`, at most: 1,030 to 1,070 where tables have just grown (176,
-# 684 and 2,780 entries), 820 to 920 elsewhere. What a policy needs beyond its order comes on top
+# Measured with tracemalloc under `Lru` beside a table of our own, at most: 1,030 to 1,070 where
+# tables have just grown (176, 684 and 2,780 entries), 820 to 920 elsewhere; 890 to 900 and 750 to
+# 770 where it lends us its own. What a policy needs beyond its order comes on top
 # (`policy.PolicyMemory`).
 OVERHEAD_BYTES = 1080
 
@@ -209,7 +210,7 @@ class L1:
                 self._residents.drop(key)
 
     def keys(self) -> list[bytes]:
-        """All keys, oldest insertion first."""
+        """All keys, in the order of `Residents`."""
         with self._lock:
             return list(self._residents)
 

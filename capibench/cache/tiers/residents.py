@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from capibench.cache.keys import CacheType
-from capibench.cache.policy import NO_MEMORY, EvictionPolicy, PolicyMemory, TakesHitsTogether, fresh
+from capibench.cache.policy import (
+    NO_MEMORY,
+    EvictionPolicy,
+    LendsTable,
+    PolicyMemory,
+    TakesHitsTogether,
+    fresh,
+)
 from capibench.cache.tiers.expiry import ExpiryOrder
 
 # What a label costs in RAM beside its text: the string's header, and places in the tables of tags.
@@ -43,7 +50,7 @@ class Kept(NamedTuple):
     record_bytes: int  # of the record, wherever it is
 
 
-ELSEWHERE = Kept(None, False, 0)  # until it is read
+ELSEWHERE = Kept(None, False, 0)
 
 
 @dataclass(slots=True)
@@ -81,14 +88,14 @@ class _Part:
     def __init__(self, policy: EvictionPolicy, capacity_bytes: int, holds: PolicyMemory) -> None:
         self.capacity_bytes = capacity_bytes
         self.holds = holds
-        self.empty(policy)
+        self.num_bytes = self.num_entries = 0
+        self.begin(policy)
 
-    def empty(self, policy: EvictionPolicy) -> None:
-        """Begin anew with a fresh policy like this one."""
+    def begin(self, policy: EvictionPolicy) -> None:
+        """Decide with a fresh policy like this one."""
         self.policy = fresh(policy, self.capacity_bytes)
         together = self.policy if isinstance(self.policy, TakesHitsTogether) else None
         self._on_hits = None if together is None else together.on_hits
-        self.num_bytes = self.num_entries = 0
 
     def with_one_more(self, size: int) -> int:
         """`num_bytes` with one more entry of that size, which the policy may take into a sample."""
@@ -152,7 +159,8 @@ class Residents:
 
     Every change is made `with` it, and no change within another. One that an exception cut short
     (Ctrl-C, which Python raises anywhere, or a policy's own) is mended before the next: what is
-    resident stays so, the sums are made anew, and the policy begins anew.
+    resident stays so, the sums are made anew, and the policy begins anew, but for one whose table
+    holds what is resident.
     """
 
     def __init__(
@@ -185,7 +193,9 @@ class Residents:
         }
         self._distinct_parts = list(dict.fromkeys(self._parts.values()))
         self._overhead_bytes = overhead_bytes
-        self._residents: dict[bytes, Resident] = {}
+        only = self._distinct_parts[0].policy if len(self._distinct_parts) == 1 else None
+        self._is_lent = isinstance(only, LendsTable)
+        self._residents: dict[bytes, Resident] = only.table if isinstance(only, LendsTable) else {}
         self.get = self._residents.get  # a resident by its key, or None
         self.noted: list[tuple[Resident, float]] = []  # hits, and when, that are to be settled
         self._expiry = ExpiryOrder()
@@ -223,11 +233,11 @@ class Residents:
         return len(self._residents)
 
     def __iter__(self) -> Iterator[bytes]:
-        """The resident keys, oldest insertion first."""
+        """The resident keys, oldest insertion first, or in the order of the policy's table."""
         return iter(self._residents)
 
     def all(self) -> list[Resident]:
-        """Oldest insertion first."""
+        """In the same order."""
         return list(self._residents.values())
 
     def tagged(self, tag: str) -> list[bytes]:
@@ -389,7 +399,9 @@ class Residents:
     def _mend(self) -> None:
         self.noted.clear()
         for part in self._distinct_parts:
-            part.empty(part.policy)
+            part.num_bytes = part.num_entries = 0
+            if not self._is_lent:
+                part.begin(part.policy)
         for counters in self._counters.values():
             counters.bytes = counters.entries = 0
         self._expiry = ExpiryOrder()
@@ -405,6 +417,7 @@ class Residents:
         resident = self._residents[key]
         entry, policy = resident.entry, resident.part.policy
         policy.on_remove(key)
+        self._residents[key] = resident  # in a lent table it is gone now
         policy.on_insert(key, resident.size, entry.cost_s, now, entry.expires_s)
 
 
