@@ -23,6 +23,7 @@ from capibench.cache.policies.lru import Lru
 from capibench.cache.policies.s3_fifo import S3Fifo
 from capibench.cache.policy import EvictionPolicy
 from capibench.cache.tiers import l1 as l1_module
+from capibench.cache.tiers.compression import Compression
 from capibench.cache.tiers.envelope import encode
 from capibench.cache.tiers.l1 import L1
 from capibench.cache.tiers.l2 import L2
@@ -191,6 +192,19 @@ def test_ssd_tier_reopens_with_values_expiry_and_order(tmp_path: Path) -> None:
     assert (found.value, found.entry.expires_s) == (9, 59.0)
     assert store.get(RESULT, key(9), 59.0) is None
     store.close()
+
+
+def test_hits_on_ssd_are_counted_by_the_bytes_before_compression(tmp_path: Path) -> None:
+    plain = Compression(level=1, min_saving=0.1, dictionary_kib=0, num_samples=8)
+    record = encode("words and words " * 200)
+    for _ in ("stored", "reopened"):
+        store = L2(Lru(), 1 << 20, tmp_path, compression=plain)
+        store.put(key(0), Entry(RESULT, 1.0, 100.0), record, 0.0)
+        assert 0 < store.num_bytes < len(record) / 2
+        for _ in range(3):
+            assert store.get(RESULT, key(0), 1.0) is not None
+        assert store.counters[RESULT].hit_bytes == 3 * len(record)
+        store.close()
 
 
 @pytest.mark.parametrize("suffix", ["sst", "log"])

@@ -152,7 +152,6 @@ class L2:
                     self._drop(key)
                 return self._missed(kind)
             value, record = whole
-            resident.record_bytes = len(record)
             if is_stale:
                 resident.counters.stale_hits += 1
             self._residents.note_hit(resident, now)
@@ -206,7 +205,8 @@ class L2:
                 self._store.delete(key, ticket.place)
                 return False
             self._num_events += 1
-            self._residents.insert(key, entry, size, now, Kept(ticket.place, False, 0))
+            kept = Kept(ticket.place, False, len(record))
+            self._residents.insert(key, entry, size, now, kept)
             counter = self._residents.counters_of(entry.kind)
             counter.stored += 1
             counter.stored_bytes += len(packed)
@@ -239,7 +239,7 @@ class L2:
             return self._residents.matching(glob)
 
     def keys(self) -> list[bytes]:
-        """All keys, oldest insertion first."""
+        """All keys, in the order of `Residents`."""
         with self._lock:
             return list(self._residents)
 
@@ -308,7 +308,7 @@ class L2:
                 continue
             of, size = inserted[key]
             if of.event == event:
-                kept = Kept(of.ticket.place, False, 0)
+                kept = Kept(of.ticket.place, False, of.num_bytes)
                 self._residents.insert(key, of.entry, size, at_s, kept)
             elif of.event < event:
                 self._residents.replay_hit(key, at_s)

@@ -15,6 +15,7 @@ from pathlib import Path
 from rocksdict import (
     BlockBasedIndexType,
     BlockBasedOptions,
+    Cache,
     DBCompressionType,
     DBRecoveryMode,
     Options,
@@ -37,6 +38,10 @@ _FILTER_BITS = 10  # per key, in RAM; one in a hundred files is looked into in v
 # their keys' first bytes (keys are digests) instead of a search among all blocks.
 _BLOCK_BYTES = 1024
 _PREFIX_BYTES = 8
+# In RAM, as many as RocksDB takes by default; but its default cache keeps them in a list by last
+# read, and a hit there waits for memory several times and for a mutex.
+_BLOCK_CACHE_BYTES = 32 << 20
+_ANY_CHARGE = 0  # the cache's table grows with what is in it, whatever the size of a block
 _MEMTABLE_FILTER_SHARE = 0.02  # of it, so that a read passes by it as it passes by files
 _WRITES_PER_CHMOD = 4096  # RocksDB makes its files with the process's own mask
 
@@ -327,6 +332,7 @@ def _options() -> Options:
     table = BlockBasedOptions()
     table.set_bloom_filter(_FILTER_BITS, False)  # a read passes by the files that hold other keys
     table.set_block_size(_BLOCK_BYTES)
+    table.set_block_cache(Cache.new_hyper_clock_cache(_BLOCK_CACHE_BYTES, _ANY_CHARGE))
     table.set_index_type(BlockBasedIndexType.hash_search())
     options.set_prefix_extractor(SliceTransform.create_fixed_prefix(_PREFIX_BYTES))
     options.set_memtable_prefix_bloom_ratio(_MEMTABLE_FILTER_SHARE)
