@@ -8,11 +8,26 @@ from typing import Any
 
 import pytest
 from choice_files import load_choice
+from hypothesis import HealthCheck, settings
 
 from capibench.config import build
 
 # Several tests run side by side: libraries that each take all cores only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples in every run, so that who changed something is told of that and of nothing else;
+# how long an example takes says what else the machine does. `--hypothesis-profile=searching` draws
+# others.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "searching", settings.get_profile("repeatable"), derandomize=False, print_blob=True
+)
+settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

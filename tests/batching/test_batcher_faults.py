@@ -11,11 +11,12 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import pytest
 from choice_files import choices, load_choice
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -249,11 +250,11 @@ def run_machine(choice: str, virtual: bool, num_requests: int, **how: Any) -> No
     machine = type(
         "TheMachine", (Machine,), {"choice": choice, "virtual": virtual, "num_requests": 0}
     )
+    seeds = count()
     while machine.num_requests < num_requests:
         run_state_machine_as_test(
-            machine,
+            seed(next(seeds))(machine),
             settings=settings(
-                deadline=None,
                 database=None,
                 suppress_health_check=list(HealthCheck),
                 phases=[Phase.generate],  # shrinking thousands of requests takes minutes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capibench.batching.in_time import most_in_time
@@ -26,7 +26,6 @@ def best_of_all(due_s: Sequence[Sequence[float]], ends_s: Sequence[float]) -> li
 
 
 @given(due_s=classes, ends_s=st.lists(st.integers(0, 9), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_no_other_batch_answers_more(due_s: list[list[int]], ends_s: list[int]) -> None:
     size = most_in_time(due_s, list(enumerate(ends_s, start=1)))
     best = best_of_all(due_s, ends_s)

@@ -74,7 +74,7 @@ TABLES = st.lists(st.integers(1, 7).map(float), min_size=1, max_size=3)
 
 
 @given(st.lists(TIMES, min_size=1, max_size=6), SPANS, TABLES)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_optimum_is_exact_when_all_have_the_same_objective(
     release: list[float], objective: float, seconds: list[float]
 ) -> None:
@@ -84,7 +84,7 @@ def test_the_optimum_is_exact_when_all_have_the_same_objective(
 
 
 @given(st.lists(st.tuples(TIMES, SPANS), min_size=1, max_size=6), TABLES)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_optimum_is_exact_when_deadlines_follow_arrivals(
     spans: list[tuple[float, float]], seconds: list[float]
 ) -> None:
@@ -97,7 +97,7 @@ def test_the_optimum_is_exact_when_deadlines_follow_arrivals(
 
 
 @given(st.lists(st.tuples(TIMES, SPANS), min_size=1, max_size=5), TABLES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_deadlines_and_any_table_lie_between_the_bounds(
     spans: list[tuple[float, float]], seconds: list[float]
 ) -> None:
@@ -112,7 +112,7 @@ def test_any_deadlines_and_any_table_lie_between_the_bounds(
     TABLES,
     st.sampled_from([(1.0, 1.0), (1.0, 0.5), (2.0, 1.0)]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_several_workers_lie_between_the_bounds(
     spans: list[tuple[float, float]], seconds: list[float], speeds: tuple[float, ...]
 ) -> None:
@@ -129,7 +129,7 @@ def test_several_workers_lie_between_the_bounds(
     TABLES,
     st.sampled_from([(1.0, 1.0), (0.5, 1.0), (2.0, 1.0)]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_second_worker_helps_and_no_more_than_it_can(
     release: list[float], objective: float, seconds: list[float], speeds: tuple[float, ...]
 ) -> None:
@@ -252,9 +252,7 @@ OFFERS = st.lists(
 
 @pytest.mark.parametrize("name", choices("batching"))
 @given(offers=OFFERS, told=st.booleans(), speeds=st.sampled_from([(1.0,), (1.0, 0.5)]))
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10, deadline=None
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 def test_no_strategy_passes_the_bound(
     choice: Callable[..., Any],
     name: str,

@@ -153,9 +153,7 @@ class NaiveBatcher:
     service_s=st.lists(st.sampled_from([0.0, 0.01, 0.2]), min_size=1, max_size=3),
     composition=compositions,
 )
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 def test_laws(
     name: str,
     arrivals: list[tuple[float, int, float, float, int]],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from choice_files import choices, load_choice
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capibench.batching.batcher import Batcher
@@ -43,7 +43,6 @@ compositions = st.builds(
 
 
 @given(line=lines, composition=compositions, limit=st.integers(1, 12))
-@settings(deadline=None)
 def test_a_batch_holds_the_head_keeps_the_budget_and_prefers_higher_classes(
     line: list[tuple[int, int]], composition: Composition, limit: int
 ) -> None:
@@ -76,7 +75,6 @@ def test_a_batch_holds_the_head_keeps_the_budget_and_prefers_higher_classes(
 
 
 @given(line=lines, composition=compositions, limit=st.integers(1, 12))
-@settings(deadline=None)
 def test_who_has_k_before_him_leaves_with_one_of_the_next_k_plus_1_batches(
     line: list[tuple[int, int]], composition: Composition, limit: int
 ) -> None:

@@ -35,7 +35,6 @@ def item(
         max_size=80,
     )
 )
-@settings(deadline=None)
 def test_the_queue_agrees_with_a_naive_one(steps: list[tuple[Any, ...]]) -> None:
     queue, naive, now_s = WaitingQueue(), list[tuple[int, WaitingItem]](), 0.0
     for step in steps:

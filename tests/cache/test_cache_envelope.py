@@ -111,7 +111,6 @@ def test_not_a_number_and_lone_surrogates_come_back() -> None:
     assert decode(encode("\ud800")) == "\ud800"
 
 
-@settings(deadline=None)
 @given(ARRAYS)
 def test_arrays_come_back(array: np.ndarray) -> None:
     back = decode(encode(array))

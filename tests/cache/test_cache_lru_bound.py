@@ -42,7 +42,7 @@ def behind(policy: Any, keys: Iterator[int], capacity: int) -> Iterator[tuple[in
         yield num + 1, sums[0], sums[1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     keys=st.lists(st.integers(0, 24), min_size=50, max_size=400),
     capacity=st.integers(1, 12),

@@ -126,7 +126,7 @@ def replay(name: str, operations: list[tuple[str, int, int, float]]) -> list[obj
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(operations=OPERATIONS)
 def test_laws_hold_and_the_same_trace_gives_the_same_hits(name: str, operations: Any) -> None:
     assert replay(name, operations) == replay(name, operations)

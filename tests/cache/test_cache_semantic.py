@@ -39,7 +39,7 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 15)), max_size=60), st.integers(1, 9))
 def test_nearest_is_that_of_an_exhaustive_search(
     steps: list[tuple[int, int]], max_entries: int

@@ -73,7 +73,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values=st.lists(VALUES, min_size=1, max_size=30))
 def test_every_value_is_the_same_from_ram_and_moved_down(values: list[object]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -277,7 +277,7 @@ def test_no_stale_value_while_threads_change_read_and_tend(tmp_path: Path) -> No
     cache.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from([RESULT, VECTOR]), st.integers(0, 5)), max_size=40),
     st.integers(1, 3),

@@ -116,7 +116,7 @@ def test_only_hits_that_count_are_held() -> None:
 IDS = st.lists(st.integers(0, 4), min_size=1, max_size=14)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ids=IDS, capacity=st.integers(1, 4))
 def test_belady_is_the_most_that_can_be_hit(ids: list[int], capacity: int) -> None:
     trace = make_trace("made", ids)
@@ -125,7 +125,7 @@ def test_belady_is_the_most_that_can_be_hit(ids: list[int], capacity: int) -> No
     assert belady_is_best(trace)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), ids=IDS, capacity=st.integers(1, 12))
 def test_the_upper_bound_is_never_below_the_most(data: Any, ids: list[int], capacity: int) -> None:
     sizes = data.draw(st.lists(st.integers(1, 9), min_size=5, max_size=5))
@@ -158,7 +158,7 @@ def made_traces(draw: Any, num_keys: int, longest: int) -> tuple[KeyTrace, int]:
     return trace, draw(st.integers(0, len(ids) - 1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(made=made_traces(num_keys=3, longest=9), capacity=st.integers(1, 4))
 def test_whatever_a_cache_does_it_stays_within_the_bounds(
     made: tuple[KeyTrace, int], capacity: int
@@ -176,7 +176,7 @@ def test_whatever_a_cache_does_it_stays_within_the_bounds(
         assert bound >= most_by_trying_all(trace, trace.costs_s, capacity, warmup) - 1e-9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(made=made_traces(num_keys=9, longest=60), capacity=st.integers(1, 6))
 def test_no_shipped_policy_exceeds_the_bounds(made: tuple[KeyTrace, int], capacity: int) -> None:
     trace, warmup = made

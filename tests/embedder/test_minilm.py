@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capibench.embedder import minilm
@@ -67,7 +67,7 @@ def counted(embedder: MiniLm, texts: list[str]) -> tuple[int, int, int]:
     return forwards, tokens, padded
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
 def test_in_any_company_the_same_vector_and_little_padding(
     fp32: MiniLm, num_words: list[int]

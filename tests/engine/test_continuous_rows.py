@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import load_tiny, save_tiny
 from transformers import (
@@ -109,7 +109,7 @@ jobs = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(jobs, st.sampled_from(["native", "int8"]), st.one_of(st.none(), st.integers(1, 20)))
 def test_a_row_is_the_same_in_any_company(module, jobs, kv_cache, chunk):
     """Whoever joins or leaves meanwhile, and in whatever pieces its prompt is read."""
@@ -119,7 +119,7 @@ def test_a_row_is_the_same_in_any_company(module, jobs, kv_cache, chunk):
         assert row.num_reused == 0
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(
@@ -310,7 +310,7 @@ blocks = st.lists(st.integers(0, 1), max_size=4).map(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(blocks, st.integers(0, 3)), max_size=12), st.integers(1, 5))
 def test_prefix_cache_gives_what_belongs_to_the_beginning(prompts, num_blocks):
     cache = PrefixCache(num_blocks * BLOCK_BYTES)
@@ -342,7 +342,7 @@ def test_prefix_cache_forgets_the_least_recently_used_end():
     assert cache.hit_rate == cache.num_reused_tokens / cache.num_prompt_tokens
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(STORES)),
     st.lists(st.one_of(st.integers(1, 70), st.just("step"), st.integers(-5, -1)), max_size=25),

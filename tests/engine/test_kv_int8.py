@@ -55,7 +55,7 @@ def states(rows, positions, seed=0, dtype=torch.float32):
 # The layer
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(0, 2**31), st.floats(1e-3, 1e3), st.sampled_from([torch.float32, torch.bfloat16])
 )
@@ -88,7 +88,7 @@ def test_the_past_is_rounded_and_the_present_is_not():
     assert layer.get_seq_length() == 6
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 5), st.integers(1, 6), st.data())
 def test_rows_know_nothing_of_each_other(rows, positions, data):
     """Bit for bit: whatever stands beside a row and whoever leaves."""

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import NUM_POSITIONS, load_tiny, save_tiny
 
@@ -57,7 +57,7 @@ def test_batched_equals_transformers_alone(model):
         assert row.tokens == transformers_tokens(model, prompt, length), prompt
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(4, 259), min_size=1, max_size=24), st.integers(1, 12)),

@@ -27,7 +27,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps, st.sampled_from(Metric), st.sampled_from(["float32", "float16"]), st.integers(0, 99))
 def test_is_a_dictionary(
     changes: list[tuple[str, int]],

@@ -26,7 +26,7 @@ def test_percentile_interval_covers_the_true_percentile(n: int, quantile: float)
 
 
 @given(n=st.integers(1, 3000), quantile=st.floats(0.01, 0.999))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_ranks_are_the_exact_binomial_ones(n: int, quantile: float) -> None:
     low, high = stats.percentile_ranks(n, quantile)
     # x[r] lies above the quantile when at most r samples lie below it.
@@ -136,7 +136,7 @@ def test_pareto_front() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_the_front_is_never_empty_and_never_beaten(points: list[tuple[int, int]]) -> None:
     front = stats.pareto_front(points, ("lower", "lower"))
     assert any(front)

@@ -54,7 +54,7 @@ def check_product(layer, x):
     assert error.norm() <= 1.001 * torchs + 2**-20 * size.norm()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     num_in=st.integers(1, 90),
     num_out=st.integers(1, 70),

@@ -73,7 +73,7 @@ def expected(kind, bits, x, q, scales):
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "int_mm"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 40),
     num_in=st.sampled_from([16, 48, 128, 528]),
@@ -102,7 +102,7 @@ def test_seven_bits_only_where_eight_are_wrong(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 30),
     num_in=st.sampled_from([16, 48, 512, 528]),
@@ -128,7 +128,7 @@ def test_layer_computes_what_its_integers_say(
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), num_in=st.sampled_from([16, 256, 528]))
 def test_a_token_is_within_half_a_step_of_its_own(kernel, seed, num_in):
     q, scales = integers(12, num_in, seed)

@@ -41,7 +41,7 @@ WEIGHTS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     weight=WEIGHTS,
     rows=st.integers(1, 31),
@@ -70,7 +70,7 @@ def test_product_equals_the_dequantized_one(weight, rows, bias, dtype, packed_ma
     assert ((got.double() - product).abs() <= unit * size).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(WEIGHTS)
 def test_repacking_keeps_every_integer(weight):
     layer = PackedLinear(weight, None, torch.float32, FEW)
@@ -84,7 +84,7 @@ def test_repacking_keeps_every_integer(weight):
         )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(WEIGHTS, st.integers(2, 20))
 def test_a_row_is_the_same_in_any_company(weight, rows):
     layer = PackedLinear(weight, None, torch.float32, FEW)

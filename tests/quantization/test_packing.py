@@ -45,7 +45,7 @@ def same(a, b):
     return all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("q", "scales", "zeros"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.sampled_from([2, 3, 4, 8]),
     out_words=st.integers(1, 3),
@@ -138,7 +138,7 @@ def pack_awq(weight):
     }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     out_words=st.integers(1, 4),
     num_groups=st.integers(1, 3),

@@ -44,7 +44,7 @@ def relative_error(model, reference):
     return float((logits(model) - logits(reference)).norm() / logits(reference).norm())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.sampled_from([2, 3, 4, 8]),
     group_size=st.sampled_from([0, 16, 32]),

@@ -174,7 +174,7 @@ def test_equal_models_differ_in_at_most_one_of_twenty_studies(rounds):
     assert differ / 400 <= 0.05
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.floats(1e-4, 1e3), st.floats(1e-4, 1e3)), min_size=1, max_size=8),
     st.floats(1e-2, 1e2),
