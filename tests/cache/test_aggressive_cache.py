@@ -787,16 +787,29 @@ def test_a_stale_value_is_served_to_coroutines_too(
 # Prefetching. The clock stands still; threads are waited for by what they have counted.
 
 
-def ask_until(cache: AggressiveCache, is_done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def ask_until(
+    cache: AggressiveCache,
+    is_done: Callable[[dict[str, Any]], bool],
+    ask: Callable[[str], object] | None = None,
+) -> dict[str, Any]:
     """Ask for 40 keys in turn, of which eight fit into RAM, until the statistics of prefetching
-    are so, and return them."""
+    are so, and return them. `ask`: look one up, and set it where it misses; None: `get`, `set`."""
+
+    def get_or_set(name: str) -> None:
+        if cache.get(name) is None:
+            cache.set(name, "v" * 100)
+
     for number in range(40_000):
-        if cache.get(f"k{number % 40}") is None:
-            cache.set(f"k{number % 40}", "v" * 100)
+        (ask or get_or_set)(f"k{number % 40}")
         threading.Event().wait(0.0005)  # leaves the interpreter to the others
         if is_done(stats := cache.get_cache_stats()["prefetch"]):
             return stats
     raise AssertionError(stats)
+
+
+def tenders() -> set[threading.Thread]:
+    """Also of earlier tests: a cache that is shut down waits for nobody."""
+    return {thread for thread in threading.enumerate() if thread.name == "cache-tender"}
 
 
 PREFETCHES: dict[str, Any] = {"l1_size_mb": 0.0095, "l2_size_mb": 1, "prefetch": True}
@@ -804,8 +817,9 @@ PREFETCHES: dict[str, Any] = {"l1_size_mb": 0.0095, "l2_size_mb": 1, "prefetch":
 
 def test_what_comes_next_is_brought_into_ram_between_the_calls(make: Any) -> None:
     assert make().get_cache_stats()["prefetch"] is None
+    before = tenders()
     cache = make(**PREFETCHES)
-    assert "cache-tender" not in {thread.name for thread in threading.enumerate()}
+    assert tenders() <= before
     assert cache.get_cache_stats()["prefetch"]["mode"] == "trial"
     prefetch = ask_until(cache, lambda stats: stats["mode"] == "on" and stats["used"] > 200)
     assert prefetch["prefetched"] == prefetch["used"] + prefetch["unused"] + prefetch["open"]
@@ -828,24 +842,26 @@ def test_who_computes_on_a_miss_prefetches_too(make: Any) -> None:
     async def compute() -> str:
         return "v" * 100
 
-    async def ask() -> None:
-        while cache.get_cache_stats()["prefetch"]["prefetched"] < 5:
-            for number in range(40):
-                await cache.get_or_compute_async(f"k{number}", compute)
-
-    asyncio.run(ask())
+    ask_until(
+        cache,
+        lambda stats: stats["prefetched"] >= 5,
+        lambda name: asyncio.run(cache.get_or_compute_async(name, compute)),
+    )
     cache.shutdown()
     other = make(**PREFETCHES)
-    while other.get_cache_stats()["prefetch"]["prefetched"] < 5:
-        for number in range(40):
-            other.get_or_compute(f"k{number}", lambda: "v" * 100)
+    ask_until(
+        other,
+        lambda stats: stats["prefetched"] >= 5,
+        lambda name: other.get_or_compute(name, lambda: "v" * 100),
+    )
 
 
 @pytest.mark.parametrize("how", ["shut down", "dropped"])
 def test_the_thread_that_prefetches_ends_with_its_cache(tmp_path: Path, how: str) -> None:
+    before = tenders()
     cache = AggressiveCache(**PREFETCHES, l2_cache_dir=tmp_path, clock=Clock())
     cache.get("k")
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "cache-tender"]
+    (thread,) = tenders() - before
     if how == "shut down":
         cache.shutdown()
         assert cache.get_cache_stats()["prefetch"]["prefetched"] == 0
