@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from held_passes import held
 from tiny_llama import NUM_POSITIONS, load_tiny, save_tiny
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -48,7 +49,7 @@ def with_engine(model, use, **knobs):
         finally:
             await engine.stop()
 
-    return asyncio.run(asyncio.wait_for(main(), timeout=30))
+    return asyncio.run(asyncio.wait_for(main(), timeout=200))
 
 
 def texts(model, kv_cache="native"):
@@ -82,12 +83,17 @@ def test_who_comes_later_joins_and_may_leave_before(model):
     async def use(engine):
         loop = asyncio.get_running_loop()
         begin_s = loop.time()
-        long = asyncio.create_task(engine.generate([GenerationRequest("a", 90)], 0))
-        while engine.describe()["iterations"] < 3:
+        with held(model.module, 4, 60) as let_go:
+            long = asyncio.create_task(engine.generate([GenerationRequest("a", 90)], 0))
+            while engine.describe()["iterations"] < 3:
+                await asyncio.sleep(0)
+            call = asyncio.create_task(engine.generate([GenerationRequest("hello world", 2)], 0))
             await asyncio.sleep(0)
-        short = await engine.generate([GenerationRequest("hello world", 2)], 0)
-        assert not long.done()
-        (first,), (second,) = await long, short
+            let_go(4)
+            short = await call
+            assert not long.done()
+            let_go(60)
+            (first,), (second,) = await long, short
         assert begin_s < first.first_token_s < second.first_token_s
         assert second.first_token_s < second.last_token_s < first.last_token_s < loop.time()
         return engine.describe()
@@ -107,14 +113,14 @@ def test_workers_run_independently(model):
 
 def test_the_event_loop_stays_free_while_generating(model):
     async def use(engine):
-        task = asyncio.create_task(engine.generate(BATCH, 0))
-        turns = 0
-        while not task.done():
-            await asyncio.sleep(0)
-            turns += 1
-        return turns
+        with held(model.module, 2) as let_go:
+            task = asyncio.create_task(engine.generate(BATCH, 0))
+            while engine.describe()["iterations"] < 1:
+                await asyncio.sleep(0)
+            let_go(2)
+            await task
 
-    assert with_engine(model, use) > 5
+    with_engine(model, use)
 
 
 def test_a_request_that_cannot_be_served_fails_its_own_call_alone(model):
@@ -151,13 +157,15 @@ def test_more_rows_than_allowed_are_refused_and_room_is_given_back(model):
 
 def test_a_caller_that_gives_up_frees_its_rows(model):
     async def use(engine):
-        long = asyncio.create_task(engine.generate([GenerationRequest("a", 90)], 0))
-        other = asyncio.create_task(engine.generate(BATCH[:1], 0))
-        while engine.describe()["iterations"] < 2:
-            await asyncio.sleep(0)
-        long.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await long
+        with held(model.module, 3) as let_go:
+            long = asyncio.create_task(engine.generate([GenerationRequest("a", 90)], 0))
+            other = asyncio.create_task(engine.generate(BATCH[:1], 0))
+            while engine.describe()["iterations"] < 2:
+                await asyncio.sleep(0)
+            long.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await long
+            let_go(3)
         assert (await other)[0].text == expected
         answers = await engine.generate(BATCH[:2], 0)  # there is room again
         return answers, engine.describe()["iterations"]
@@ -187,8 +195,11 @@ class Breaking:
 def test_an_iteration_that_fails_fails_its_rows_and_the_engine_goes_on(model):
     async def use(engine):
         breaking = Breaking(model.module, at=4)
-        calls = [asyncio.create_task(engine.generate([request], 0)) for request in BATCH]
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        with held(model.module, 1) as let_go:
+            calls = [asyncio.create_task(engine.generate([request], 0)) for request in BATCH]
+            await asyncio.sleep(0)  # all have asked
+            let_go(1)
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
         breaking.remove()
         failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         for error in failed:
