@@ -24,7 +24,7 @@ from capibench.index.recall import exact_search, similarities_of
 
 QUICK = {
     "num_queries": 100,
-    "tuning_s": 20.0,
+    "tuning_s": 400.0,  # enough on any machine
     "candidates": {"flat": {}, "hybrid": {}},
     "halving": HALVING,
 }
@@ -44,7 +44,7 @@ def optimizer(tmp_path: Path) -> RAGIndexOptimizer:
 
 def of_type(kind: IndexType, **more: Any) -> dict[str, Any]:
     halving = {**HALVING}
-    return {"num_queries": 100, "tuning_s": 20.0, "halving": halving, "index_type": kind, **more}
+    return {"num_queries": 100, "tuning_s": 400.0, "halving": halving, "index_type": kind, **more}
 
 
 def found_ids(result: Any) -> list[int]:
