@@ -55,11 +55,16 @@ def served(engine: Replicas, use: Callable[[Replicas], Awaitable[T]]) -> T:
         finally:
             await engine.stop()
 
-    return asyncio.run(asyncio.wait_for(main(), 60))
+    return asyncio.run(asyncio.wait_for(main(), 200))
 
 
 async def say(engine: Replicas, worker: int, *prompts: str) -> list[Generation]:
     return await engine.generate([GenerationRequest(p, 1) for p in prompts], worker)
+
+
+def children() -> set[psutil.Process]:
+    """Also those that other tests left to this process, such as a resource tracker."""
+    return set(psutil.Process().children())
 
 
 async def pid_of(engine: Replicas, worker: int) -> int:
@@ -187,13 +192,15 @@ def test_none_is_left_where_one_cannot_be_started(
     async def use(engine: Replicas) -> None:
         raise AssertionError("it was started")
 
+    before = children()
     with pytest.raises(error, match=message):
         served(obedient(on_start=on_start), use)
-    assert psutil.Process().children() == []
+    assert children() <= before
 
 
 def test_stopping_ends_what_is_under_way_and_what_does_not_listen() -> None:
     async def main() -> None:
+        before = children()
         engine = obedient([1, 1, 1], stop_timeout_s=0.5)
         await engine.start(None)
         pids = [await pid_of(engine, worker) for worker in range(3)]
@@ -205,10 +212,10 @@ def test_stopping_ends_what_is_under_way_and_what_does_not_listen() -> None:
             await waiting
         with pytest.raises(RequestFailed, match="replica 1 was stopped"):
             await say(engine, 1, "x")
-        assert psutil.Process().children() == []
+        assert children() <= before
         await engine.stop()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 200))
 
 
 ORPHANS = """
@@ -234,7 +241,7 @@ def test_a_replica_never_outlives_its_run() -> None:
         [sys.executable, "-c", ORPHANS],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stderr=subprocess.PIPE,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, b"")
