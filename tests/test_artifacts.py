@@ -135,7 +135,7 @@ def test_of_two_makers_at_once_one_wins(tmp_path: Path) -> None:
 
     def make(folder: Path) -> None:
         write_hello(folder)
-        both_in_make.wait(timeout=10)
+        both_in_make.wait(timeout=200)
 
     store = ArtifactStore(tmp_path)
     with ThreadPoolExecutor(2) as pool:

@@ -200,7 +200,7 @@ class Machine(RuleBasedStateMachine):
 
     def finish(self, drain: bool) -> None:
         async def stop() -> None:
-            async with asyncio.timeout(1000 if self.virtual else 20):  # nothing hangs
+            async with asyncio.timeout(1000 if self.virtual else 200):  # nothing hangs
                 await self.batcher.stop(drain)
                 if self.clients:
                     await asyncio.wait(self.clients)

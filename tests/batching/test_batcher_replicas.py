@@ -34,7 +34,7 @@ def serve(strategy: str, use: Callable[[Made, Replicas], Awaitable[None]]) -> No
             await made.stop()
             await engine.stop()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 200))
 
 
 async def say(made: Made, prompt: str) -> str:

@@ -510,11 +510,11 @@ def test_shut_down_is_shut_down(make: Any) -> None:
 
     def compute() -> bool:
         begun.set()
-        return release.wait(60)
+        return release.wait(200)
 
     thread = threading.Thread(target=lambda: results.append(cache.get_or_compute("k", compute)))
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(200)
     cache.shutdown()  # does not wait for what is being computed
     release.set()
     thread.join()
@@ -531,11 +531,11 @@ def test_threads_that_miss_together_compute_once(make: Any) -> None:
 
     def compute() -> list[int]:
         calls.append(1)
-        release.wait(60)
+        release.wait(200)
         return [1, 2]
 
     def ask() -> None:
-        barrier.wait(60)
+        barrier.wait(200)
         results.append(cache.get_or_compute("k", compute))
 
     threads = [threading.Thread(target=ask) for _ in range(64)]
@@ -700,12 +700,12 @@ def test_who_asks_after_a_set_does_not_join_who_computes_since_before(make: Any)
 
     def compute() -> str:
         begun.set()
-        release.wait(60)
+        release.wait(200)
         return "older"
 
     thread = threading.Thread(target=lambda: answers.append(cache.get_or_compute("k", compute)))
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(200)
     cache.set("k", "removes it", ttl_seconds=0)
     assert cache.get_or_compute("k", lambda: "newer") == "newer"
     release.set()
@@ -722,11 +722,11 @@ def test_what_is_computed_anew_yields_to_what_is_set_meanwhile(make: Any, clock:
 
     def compute() -> str:
         begun.set()
-        release.wait(60)
+        release.wait(200)
         return "older"
 
     assert cache.get_or_compute("k", compute) == "old"
-    assert begun.wait(60)
+    assert begun.wait(200)
     cache.set("k", "newer")
     release.set()
     for thread in set(threading.enumerate()) - set(before):
@@ -744,12 +744,12 @@ def test_a_stale_value_is_served_while_it_is_computed_anew(make: Any, clock: Clo
 
     def compute() -> str:
         begun.set()
-        release.wait(60)
+        release.wait(200)
         return "new"
 
     for _ in range(3):
         assert cache.get_or_compute("k", compute) == "old"
-    assert begun.wait(60)
+    assert begun.wait(200)
     release.set()
     while (found := cache.get_or_compute("k", lambda: "wrong")) == "old":
         threading.Event().wait(0.002)
@@ -866,7 +866,7 @@ def test_the_thread_that_prefetches_ends_with_its_cache(tmp_path: Path, how: str
         cache.shutdown()
         assert cache.get_cache_stats()["prefetch"]["prefetched"] == 0
     del cache
-    thread.join(60)
+    thread.join(200)
     assert not thread.is_alive()
     AggressiveCache(**PREFETCHES, l2_cache_dir=tmp_path, clock=Clock()).shutdown()
 
@@ -920,13 +920,13 @@ def test_shutting_down_waits_for_nobody_who_prefetches(make: Any) -> None:
     def clock() -> float:
         if threading.current_thread().name == "cache-tender":
             hangs.set()
-            release.wait(60)
+            release.wait(200)
         return 0.0
 
     cache = make(**PREFETCHES, clock=clock)
     cache.set("k", 1)
     assert cache.get("k") == 1
-    assert hangs.wait(60)
+    assert hangs.wait(200)
     assert cache.get("k") == 1, "look-ups do not wait either"
     cache.shutdown()
     assert not release.is_set()

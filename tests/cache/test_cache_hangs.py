@@ -37,7 +37,7 @@ def each_result(*works: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(200)
         assert not thread.is_alive(), "it hangs"
     return results
 
@@ -53,7 +53,7 @@ def test_threads_whose_computations_need_each_other(cache: AggressiveCache) -> N
 
         def ask(number: int, num: int = num, together: threading.Barrier = together) -> str:
             def compute() -> str:
-                together.wait(30)
+                together.wait(200)
                 after = f"{num}-{(number + 1) % num}"
                 return f"{number}" + cache.get_or_compute(after, lambda: "leaf")
 
@@ -69,7 +69,7 @@ def test_computations_of_two_caches_that_need_each_other(cache: AggressiveCache)
 
     def ask(mine: AggressiveCache, theirs: AggressiveCache) -> str:
         def compute() -> str:
-            together.wait(30)
+            together.wait(200)
             return "from " + theirs.get_or_compute("k", lambda: "leaf")
 
         return mine.get_or_compute("k", compute)
@@ -142,7 +142,7 @@ def test_who_computes_in_a_loop_that_has_ended_leaves_it_to_the_next(
 
     async def start() -> asyncio.Task[Any]:
         task = asyncio.ensure_future(cache.get_or_compute_async("k", never))
-        await asyncio.to_thread(release.wait, 30)  # others join it meanwhile
+        await asyncio.to_thread(release.wait, 200)  # others join it meanwhile
         return task
 
     def lead() -> asyncio.Task[Any]:
@@ -220,7 +220,7 @@ def test_who_waits_is_told_that_the_cache_was_shut_down(cache: AggressiveCache) 
     def compute() -> str:
         until_joined(cache, 2)
         cache.shutdown()
-        told.wait(30)  # the others, while it still computes
+        told.wait(200)  # the others, while it still computes
         return "computed"
 
     async def other() -> None:
@@ -231,7 +231,7 @@ def test_who_waits_is_told_that_the_cache_was_shut_down(cache: AggressiveCache) 
             release.wait(0.002)
         with pytest.raises(RuntimeError, match="shut down"):
             ask()
-        told.wait(30)
+        told.wait(200)
         return "told"
 
     assert each_result(
@@ -244,7 +244,7 @@ def test_who_waits_is_told_that_the_cache_was_shut_down(cache: AggressiveCache) 
 def run_script(script: str, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", script, folder],
-        timeout=120,
+        timeout=200,
         capture_output=True,
         text=True,
         check=False,
@@ -289,7 +289,7 @@ for number in range(40):
     cache.set(f"k{number}", number)
     cache.get(f"k{number}")
 begun, release = threading.Event(), threading.Event()
-compute = lambda: (begun.set(), release.wait(60))[1]
+compute = lambda: (begun.set(), release.wait(200))[1]
 thread = threading.Thread(target=cache.get_or_compute, args=("computed", compute))
 thread.start()
 begun.wait()

@@ -164,7 +164,7 @@ def test_a_killed_run_keeps_its_rows_and_the_study_goes_on(tmp_path: Path, home:
     )
     victim = wait_for_rows(study_dir, "200", process)
     os.kill(victim, signal.SIGKILL)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     runs = {
         document["config"]["load"]["num_requests"]: (path.parent, document)
         for path in study_dir.glob("*/run.json")
@@ -197,7 +197,7 @@ def wait_for_rows(study_dir: Path, cell: str, process: subprocess.Popen[str]) ->
     """Process number of the run of `cell`, once it has some finished rows."""
     import psutil
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         for journal in study_dir.glob(f"*{cell}*/journal.jsonl"):
             if journal.read_text().count("\n") >= 5:

@@ -44,7 +44,7 @@ def run(choice, tmp_path):
             finally:
                 await engine.stop()
 
-        return time.run(asyncio.wait_for(main(), timeout=60))
+        return time.run(asyncio.wait_for(main(), timeout=200))
 
     return run_engine
 

@@ -29,7 +29,7 @@ def test_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
         "from nbclient import NotebookClient\n"
         "notebook = nbformat.read(sys.argv[1], as_version=4)\n"
         "resources = {'metadata': {'path': sys.argv[2]}}\n"
-        "NotebookClient(notebook, timeout=60, resources=resources).execute()\n"
+        "NotebookClient(notebook, timeout=400, resources=resources).execute()\n"
         "figures = [o for c in notebook.cells for o in c.get('outputs', ())\n"
         "           if 'image/png' in o.get('data', {})]\n"
         "print(len(figures))\n"
@@ -47,7 +47,7 @@ def test_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
