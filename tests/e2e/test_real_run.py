@@ -23,11 +23,14 @@ def test_default_stack(outcome: object) -> None:
     assert document["status"] == "finished", document["reason"]
     assert (rows.status == "ok").all()
 
-    # Stage times add up to the end-to-end time, which is measured apart from them.
+    # Stage times add up to the end-to-end time, which is measured apart from them: exactly under
+    # virtual time (test_virtual_time.py). Here what else the machine does falls between them now
+    # and then, into some rows and never into a stage twice: 0.99 are near in a quiet run.
     sums_s = rows[[f"{stage}_s" for stage in STAGES]].sum(axis=1)
     e2e_s = rows.done_s - rows.intended_s
-    gap_s = (e2e_s - sums_s).abs()
-    assert ((gap_s <= 0.02 * e2e_s) | (gap_s <= 1e-4)).mean() >= 0.95  # 0.99 in a quiet run
+    gap_s = e2e_s - sums_s
+    assert (gap_s >= -1e-6).all()
+    assert ((gap_s <= 0.02 * e2e_s) | (gap_s <= 1e-4)).mean() >= 0.5
 
     metrics = document["metrics"]
     for name in (

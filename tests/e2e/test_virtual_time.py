@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from capibench.records import STAGES
+
 VIRTUAL = ["time=virtual", "tracking=none", "corpus.max_passages=300", "load.num_requests=400"]
 
 
@@ -41,6 +43,17 @@ def test_seed_fixes_the_work_whatever_the_stack(run_here: Callable[..., object])
     columns = ["request_id", "question_id", "priority", "max_new_tokens", "intended_s", "phase"]
     pd.testing.assert_frame_equal(plain.rows[columns], cached.rows[columns])
     assert plain.document["hashes"]["plan"] == cached.document["hashes"]["plan"]
+
+
+@pytest.mark.parametrize("choices", [["cache=none"], ["cache=lru", "batching=time_based"]])
+def test_stage_times_add_up_to_the_end_to_end_time(
+    choices: list[str], run_here: Callable[..., object]
+) -> None:
+    rows = run_here(*VIRTUAL, "load.rate_per_s=50", *choices, small=False).rows
+    sums_s = rows[[f"{stage}_s" for stage in STAGES]].sum(axis=1)
+    e2e_s = rows.done_s - rows.intended_s
+    assert (e2e_s > 0).any()  # an answer from the cache takes no virtual time
+    assert (e2e_s - sums_s).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("cache", ["lru", "ttl"])
