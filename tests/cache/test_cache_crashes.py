@@ -430,7 +430,8 @@ from capibench.cache.tiers.l2 import L2
 from capibench.cache.policies.lru import Lru
 folder = pathlib.Path(sys.argv[1])
 num_open = len(os.listdir("/proc/self/fd"))
-resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 3, 4096))
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 3, hard))
 store = L2(Lru(), 1 << 20, folder)
 assert "Too many open files" in store.first_error, store.first_error
 store.close()
@@ -459,7 +460,8 @@ from capibench.cache.tiers.tiered import TieredCache
 kind = CacheType.QUERY_RESULT
 folder, deed = pathlib.Path(sys.argv[1]), sys.argv[2]
 num_open = len(os.listdir("/proc/self/fd"))
-resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 3, 4096))
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 3, hard))
 cache = TieredCache(L1(Lru(), 9999), L2(Lru(), 9999, folder), {kind: 1e9})
 assert "Too many open files" in cache.stats()["l2_first_error"]
 key = cache_key(kind, "1")
