@@ -132,6 +132,26 @@ def test_an_embedder_that_knows_nothing_gets_no_threshold() -> None:
     assert (found.threshold, found.num_hits, found.false_hit_rate) == (None, 0, None)
 
 
+def test_vectors_without_numbers_are_refused_and_near_to_nothing() -> None:
+    nan = np.full(4, np.nan, dtype=np.float32)
+    with pytest.raises(ValueError, match="threshold: got nan or infinity in the embedder's"):
+        calibrate(
+            cosine(),
+            questions(40),
+            lambda texts: np.tile(nan, (len(texts), 1)),
+            np.random.default_rng(0),
+        )
+    cache, vector = (
+        SemanticCache(cosine(), 0.9, np.random.default_rng(0)),
+        np.eye(4, dtype=np.float32)[0],
+    )
+    cache.add("s", b"a", vector)
+    cache.add("s", b"nan", nan)
+    assert cache.find("s", nan) is None
+    assert cache.find("s", np.zeros(4, dtype=np.float32)) is None
+    assert cache.find("s", vector) == b"a"
+
+
 def test_too_few_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="num_calibration_questions: got 6 questions"):
         calibrate(cosine(), questions(6), Hashing(16, 8).encode, np.random.default_rng(0))

@@ -132,12 +132,16 @@ class SemanticCache:
         self._lookups += 1
         similar = self._similar.get(scope)
         nearest = None if similar is None or self.threshold is None else similar.nearest(vector)
-        if nearest is None or self.threshold is None or nearest[1] < self.threshold:
+        if nearest is None or self.threshold is None:
             return None
-        return nearest[0]
+        key, similarity = nearest
+        return key if similarity >= self.threshold else None  # not a number is near to nothing
 
     def add(self, scope: str, key: bytes, vector: Vector) -> None:
-        """Remember a question whose result is in the exact cache under `key`."""
+        """Remember a question whose result is in the exact cache under `key`; not one whose vector
+        holds no numbers, which would be the nearest to every other."""
+        if not np.isfinite(vector).all():
+            return
         similar = self._similar.get(scope)
         if similar is None:
             similar = self._similar[scope] = SimilarQueries(self._settings.max_entries)

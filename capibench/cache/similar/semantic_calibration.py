@@ -95,7 +95,7 @@ def calibrate(
     """Remember some of `questions`, ask the probes, choose and judge.
 
     Raises:
-        ValueError: too few questions to say anything.
+        ValueError: too few questions to say anything; an embedder whose vectors hold no numbers.
     """
     chosen = [
         questions[int(place)]
@@ -119,6 +119,10 @@ def calibrate(
         encode(texts).astype(np.float64)
         @ encode([question.text for question in remembered]).astype(np.float64).T
     )
+    if not np.isfinite(similarities).all():
+        raise ValueError(
+            "threshold: got nan or infinity in the embedder's vectors; expected unit vectors"
+        )
     nearest = similarities.argmax(axis=1)
     near = similarities[np.arange(len(asked)), nearest]
     right = np.array(
