@@ -228,6 +228,9 @@ def test_keys_of_any_plain_type_and_none_of_them_meets_another(make: Any) -> Non
         ({"compress": "no"}, "compress: got 'no'; expected True or False"),
         ({"clock": lambda: "noon"}, "clock: got one that says 'noon'; expected seconds"),
         ({"l2_cache_dir": __file__}, "l2_cache_dir: got '"),
+        ({"l2_cache_dir": ""}, "l2_cache_dir: got ''; expected the path of a folder"),
+        ({"l2_cache_dir": "a\0b"}, "l2_cache_dir: got 'a\\x00b'; expected the path of a folder ("),
+        ({"l2_cache_dir": "~nobody-here/x"}, "l2_cache_dir: got '~nobody-here/x'; expected the p"),
         ({"prefetch": True}, "prefetch: got True; expected an SSD tier (l2_size_mb)"),
         ({"prefetch": 1}, "prefetch: got 1; expected True, False, or its values"),
         ({"prefetch": "followers"}, "prefetch: got 'followers'; expected True, False"),
@@ -369,6 +372,16 @@ def test_another_epoch_never_serves_what_an_earlier_one_stored(make: Any) -> Non
     assert cache.get("k") is None
     cache.set_epoch("index-2")
     assert cache.get("k") is None
+
+
+def test_a_folder_that_cannot_be_looked_at_costs_hits_not_requests(
+    make: Any, tmp_path: Path
+) -> None:
+    """Its name is too long; so does one below a folder that may not be entered."""
+    cache = make(l2_size_mb=1, l2_cache_dir=tmp_path / ("n" * 300))
+    cache.set("k", "v")
+    assert cache.get("k") == "v"
+    assert cache.get_cache_stats()["l2_cache"]["errors"] > 0
 
 
 def test_what_is_on_ssd_is_there_again_and_ages_meanwhile(make: Any, clock: Clock) -> None:

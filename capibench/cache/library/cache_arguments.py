@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
@@ -134,10 +135,15 @@ def checked_clock(clock: Callable[[], float]) -> Callable[[], float]:
 
 def checked_folder(name: str, folder: str | PathLike[str]) -> Path:
     """Where a folder is or may be made."""
-    if not isinstance(folder, str | PathLike) or not isinstance(fspath(folder), str):
+    if not isinstance(folder, str | PathLike) or not isinstance(fspath(folder), str) or not folder:
         raise ConfigError(name, f"got {shown(folder)}; expected the path of a folder")
-    path = Path(folder).expanduser().resolve()
-    if path.exists() and not path.is_dir():
+    try:
+        path = Path(folder).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # nobody's home, links in a ring, a null
+        problem = f"got {shown(folder)}; expected the path of a folder ({error})"
+        raise ConfigError(name, problem) from error
+    # Not of `Path`, which raise where a folder above may not be entered: that costs the tier only.
+    if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112
         raise ConfigError(name, f"got {shown(folder)}, which is a file; expected a folder")
     return path
 
