@@ -127,7 +127,9 @@ def test_bad_sizes_and_warm_up() -> None:
     trace = make_trace("made", ["a", "b"])
     with pytest.raises(ValueError, match="sizes: got 0 bytes"):
         replay(trace, {"lru": Lru()}, [0], 0, lambda _: None)
-    with pytest.raises(ValueError, match="warmup: got 2; expected fewer than the 2"):
+    with pytest.raises(
+        ValueError, match="warmup: got 2; expected at least 0, and fewer than the 2"
+    ):
         replay(trace, {"lru": Lru()}, [1], 2, lambda _: None)
 
 

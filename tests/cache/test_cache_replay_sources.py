@@ -132,6 +132,8 @@ def test_text_and_numbers_name_the_same_key(tmp_path: Path) -> None:
             r"row 1: key: got \[2, 3\]; expected a key or a list",
         ),
         ("a.csv", 'key,size\n"a,1\n', r"a\.csv: "),
+        ("a.csv", "key,size\na,10,5\nb,10,5\n", r"rows have more fields than its header"),
+        ("a.csv", "key\na,\nb,\n", r"rows have more fields than its header"),
         ("a.jsonl", '{"key": 1}\n{"key"\n', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", "[1]\n", r"a\.jsonl:1: got '\[1\]'; expected an object"),
         ("a.jsonl", '{"k": 1}\n', r"no column 'key' \(for key\); found k"),
@@ -180,7 +182,9 @@ def test_policies_take_changed_values_and_wrong_ones_are_named() -> None:
             r"--policies: got 'nothing'; expected a choice of the cache group: adaptive, arc",
         ),
         ("none", "got 'none', which keeps nothing"),
-        ("lru:knob=1", "knob"),
+        ("lru:knob=1", r"cache\.policy\.knob: unknown key \(value 1\)"),
+        ("w_tinylfu:knob=1", r"knob: unknown key .*; known: .*window_share"),
+        ("lru:knob", r"--policies: lru: .*missing EQUAL"),
         ("w_tinylfu:window_share=2", r"window_share: got 2\.0; expected 0 to 1"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -42,7 +42,8 @@ def load_policies(
             name, *changes = spec.split(":")
             if name == BOUND:
                 continue
-            node = _node(name, [f"cache.policy.{change}" for change in changes], search)
+            # With ++ an unknown one is added, so that `build` refuses it and lists the known ones.
+            node = _node(name, [f"++cache.policy.{change}" for change in changes], search)
             policy = build(node, "cache.policy", plugins)
             if not isinstance(policy, EvictionPolicy):
                 raise ConfigError("--policies", f"{name} builds {policy!r}, which is no policy")

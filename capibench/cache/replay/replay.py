@@ -96,7 +96,8 @@ def replay(
             raise ValueError(f"sizes: got {capacity_bytes} bytes; expected at least 1")
     if not 0 <= warmup_accesses < len(trace):
         raise ValueError(
-            f"warmup: got {warmup_accesses}; expected fewer than the {len(trace)} accesses"
+            f"warmup: got {warmup_accesses}; expected at least 0, and fewer than the {len(trace)} "
+            "accesses"
         )
     counted = _Counted(trace, warmup_accesses)
     feed = _Feed(trace)

@@ -151,10 +151,7 @@ def _read(path: Path, columns: Columns) -> tuple[pd.DataFrame, dict[str, str]]:
         frame = _json_lines(path, [name for name in vars(columns).values() if name is not None])
     else:
         try:
-            if path.suffix == ".csv":
-                frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-            else:
-                frame = pd.read_parquet(path)
+            frame = _comma_separated(path) if path.suffix == ".csv" else pd.read_parquet(path)
         except (ValueError, pd.errors.ParserError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         frame.index = pd.RangeIndex(1, len(frame) + 1)
@@ -168,6 +165,14 @@ def _read(path: Path, columns: Columns) -> tuple[pd.DataFrame, dict[str, str]]:
             found = ", ".join(map(str, frame.columns)) or "none"
             raise DataError(f"{path}: no column {name!r} (for {role}); found {found}")
     return pd.DataFrame({role: frame[name] for role, name in names.items()}), names
+
+
+def _comma_separated(path: Path) -> pd.DataFrame:
+    """All as texts."""
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    if not isinstance(frame.index, pd.RangeIndex):  # where pandas puts what has no name
+        raise ValueError("its rows have more fields than its header; expected as many")
+    return frame
 
 
 def _json_lines(path: Path, nested: Sequence[str]) -> pd.DataFrame:
