@@ -18,7 +18,9 @@ from capibench.cache.policy import EvictionPolicy, PolicyMemory, memory_of
 from capibench.cache.tiers.envelope import encode
 from capibench.cache.tiers.l1 import L1, OVERHEAD_BYTES
 from capibench.cache.tiers.l2 import L2
+from capibench.cache.tiers.l2_record import unpack_record
 from capibench.cache.tiers.residents import Entry
+from capibench.cache.tiers.rocks import RocksStore
 
 RESULT, VECTOR = CacheType.QUERY_RESULT, CacheType.EMBEDDING
 
@@ -116,3 +118,37 @@ def test_each_type_with_a_quota_pays_for_a_policy_of_its_own(tmp_path: Path) -> 
     disk.put(b"k" * 16, Entry(RESULT, 0.1, 1.0), record, 0.0)
     assert disk.num_bytes < memory.per_entry, "its policy takes no disk"
     disk.close()
+
+
+@pytest.mark.parametrize("character", ["a", "é", "ж", "語", "😀", "\ud800"])
+@pytest.mark.parametrize("label", ["name", "tag"])
+def test_labels_in_any_script_are_charged_in_ram_and_on_disk(
+    character: str, label: str, tmp_path: Path
+) -> None:
+    record = encode(b"v")
+
+    def entry(number: int) -> Entry:
+        text = f"{number}" + 4000 * character
+        return Entry(RESULT, 0.1, 9.0, 9.0, *((text,) if label == "name" else ("", (text,))))
+
+    gc.collect()
+    tracemalloc.start()
+    try:
+        tier = L1(Lru(), 1 << 20)
+        for number in range(300):
+            tier.put(cache_key(RESULT, str(number)), entry(number), record, 0.0)
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken <= tier.capacity_bytes
+    disk = L2(Lru(), 1 << 20, tmp_path)
+    disk.put(b"k" * 16, entry(0), record, 0.0)
+    charged = disk.num_bytes
+    disk.close()
+    store = RocksStore(tmp_path)
+    stored = store.read(b"k" * 16)
+    store.close()
+    assert stored is not None
+    assert len(stored) <= charged
+    assert unpack_record(b"k" * 16, stored).entry == entry(0)

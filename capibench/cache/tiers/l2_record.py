@@ -27,7 +27,7 @@ _LABELS_START = _CRC_BYTES + _HEADER.size
 _MAX_EVENT = 1 << 62  # so many are counted after it
 _KINDS = tuple(CacheType)  # new types are appended: a record stores the position
 _POSITIONS = {kind: position for position, kind in enumerate(_KINDS)}
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # charged as UTF-8
 # ours, the ledger's, and RocksDB's own per record
 OVERHEAD_BYTES = _LABELS_START + NUMBER_BYTES + 16
 
@@ -56,7 +56,7 @@ def pack_record(
 ) -> bytes:
     """The bytes to write under `key`; `packed` is a record of `num_bytes` as `codec` leaves it."""
     kind, cost_s, expires_s, fresh_until_s, name, tags = entry
-    labels = _to_json([name, tags]).encode("ascii") if name or tags else b""
+    labels = _to_json([name, tags]).encode("utf-8", "surrogatepass") if name or tags else b""
     header = _HEADER.pack(
         _POSITIONS[kind],
         codec,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -255,9 +256,9 @@ class Residents:
         size = len(key) + record_bytes + self._overhead_bytes
         size += self._parts[entry.kind].holds.per_entry
         if entry.name:
-            size += _NAME_BYTES + len(entry.name)
+            size += _NAME_BYTES + _text_bytes(entry.name)
         for tag in entry.tags:
-            size += _TAG_BYTES + len(tag)
+            size += _TAG_BYTES + _text_bytes(tag)
         return size
 
     def fits(self, key: bytes, entry: Entry, record_bytes: int) -> bool:
@@ -427,3 +428,11 @@ def _count(resident: Resident) -> None:
     counters.hits += hits
     counters.hit_bytes += hits * resident.record_bytes
     counters.saved_s += hits * resident.entry.cost_s
+
+
+def _text_bytes(text: str) -> int:
+    """Of a label: in RAM, where one emoji makes every character take four bytes, or as UTF-8 on
+    SSD, whichever is more."""
+    if text.isascii():
+        return len(text)
+    return max(sys.getsizeof(text), len(text.encode("utf-8", "surrogatepass")))
