@@ -165,6 +165,8 @@ def test_what_is_printed_says_whether_the_bound_is_reached(tmp_path: Path, capsy
     assert "best possible (belady)" in shown
     assert "points of hit ratio below the best possible" in shown
     assert "at most" not in shown + page
+    for text in (shown, page):
+        assert "working set 5 keys; the first 3 are not counted" in text
     for name in ("lru", "best possible (belady)", "infinite cache"):
         assert f">{name}<" in page  # beside its line: a single size is a single point
     assert "what no policy goes below, and Belady, who knows the future, reaches" in page

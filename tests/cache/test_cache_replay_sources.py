@@ -12,6 +12,7 @@ import pytest
 
 from capibench.cache.policies.lru import Lru
 from capibench.cache.replay.choices import capacities, load_policies
+from capibench.cache.replay.command import main
 from capibench.cache.replay.replay import Outcome, replay
 from capibench.cache.replay.run_log import read_run
 from capibench.cache.replay.trace import Columns, KeyTrace, read_key_trace
@@ -213,6 +214,7 @@ def write_run(folder: Path, cache: dict[str, Any] | None, as_journal: bool = Fal
                 "request_id": number,
                 "question_id": question,
                 "status": "ok" if served_by else "failed",
+                "phase": "warmup" if number == 0 else "measure",
                 "sent_s": float(number),
                 "embed_s": 0.01 * computed,
                 "search_s": 0.02 * computed,
@@ -258,6 +260,7 @@ def test_the_answers_of_a_run_are_a_trace(tmp_path: Path, as_journal: bool) -> N
     assert trace.sizes is not None
     assert set(trace.sizes.tolist()) == {16 + len(encode(record)) + OVERHEAD_BYTES}
     assert trace.left_out == "1 of 6 requests: not answered, or never computed here"
+    assert trace.num_warmup == 1
     outcome = under_lru(trace)
     assert outcome.hits == 1  # q1 after 2 s; q2 after 3 s is stale
 
@@ -275,7 +278,7 @@ def test_who_computed_nothing_costs_what_another_computed(tmp_path: Path, result
 
 def test_the_mix_of_a_run(tmp_path: Path) -> None:
     trace = read_run(write_run(tmp_path / "run", STORED), "mix")
-    assert len(trace) == 15
+    assert (len(trace), trace.num_warmup) == (15, 3)
     outcome = under_lru(trace)
     # q1's answer, and of q2 the vector and the output.
     assert (outcome.lookups, outcome.hits) == (13, 3)
@@ -283,6 +286,15 @@ def test_the_mix_of_a_run(tmp_path: Path) -> None:
     assert outcome.saved_share == pytest.approx(1.04 / (5 * 0.53))
     with pytest.raises(DataError, match="how large a model_output is was not measured"):
         read_run(write_run(tmp_path / "other", None), "mix")
+
+
+@pytest.mark.parametrize(("options", "counted"), [([], 4), (["--warmup", "0"], 5)])
+def test_a_runs_warm_up_is_not_counted_unless_told(
+    options: list[str], counted: int, tmp_path: Path, capsys: Any
+) -> None:
+    run = write_run(tmp_path / "run", None)
+    main([str(run), "--policies", "lru", "--json", *options])
+    assert json.loads(capsys.readouterr().out)["infinite"]["lookups"] == counted
 
 
 def test_folders_that_are_no_runs(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
                 trace,
                 policies,
                 sizes,
-                options.warmup,
+                trace.num_warmup if options.warmup is None else options.warmup,
                 lambda num_accesses: progress.advance(task, num_accesses),
             )
         except ValueError as error:
@@ -143,7 +143,11 @@ def _parser() -> argparse.ArgumentParser:
         "(w_tinylfu:window_share=0.2); default: all",
     )
     add("--sizes", default="1%,2%,5%,10%,20%", help="bytes (64MiB) or shares; default: %(default)s")
-    add("--warmup", type=int, default=0, help="accesses that fill the caches and are not counted")
+    add(
+        "--warmup",
+        type=int,
+        help="accesses that fill the caches and are not counted; default: those of a run's warm-up",
+    )
     add(
         "--type",
         choices=("query_result", "embedding", "mix"),

@@ -29,12 +29,7 @@ _CSV = (
 
 def print_tables(replayed: Replayed, console: Console) -> None:
     """Hit ratios, what is missing to the best possible, and seconds saved where costs are known."""
-    warmup = replayed.warmup_accesses
-    console.print(
-        f"{replayed.trace}: {replayed.num_accesses:,} accesses to {replayed.num_keys:,} keys, "
-        f"working set {size_text(replayed.working_set_bytes, replayed)}"
-        + (f"; the first {warmup:,} are not counted" if warmup else "")
-    )
+    console.print(f"{replayed.trace}: {_what_was_replayed(replayed)}")
     if replayed.left_out:
         console.print(f"left out: {replayed.left_out}")
     _print(console, "hit ratio, %", _hits_table(replayed))
@@ -48,6 +43,15 @@ def print_tables(replayed: Replayed, console: Console) -> None:
         _print(console, title, _seconds_table(replayed))
     if bound == AT_MOST or replayed.ceilings[0].saved_share is not None:
         console.print(f"{AT_MOST}: no policy has more, and perhaps none has as much")
+
+
+def _what_was_replayed(replayed: Replayed) -> str:
+    warmup = replayed.warmup_accesses
+    return (
+        f"{replayed.num_accesses:,} accesses to {replayed.num_keys:,} keys, "
+        f"working set {size_text(replayed.working_set_bytes, replayed)}"
+        + (f"; the first {warmup:,} are not counted" if warmup else "")
+    )
 
 
 def _print(console: Console, title: str, table: Table) -> None:
@@ -172,13 +176,13 @@ def _page(replayed: Replayed) -> str:
         for picture in pictures(replayed)
     )
     title = f"Cache replay of {escape(replayed.trace)}"
+    left_out = f"Left out: {escape(replayed.left_out)}. " if replayed.left_out else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title} – CapiBench</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
         f'<header><div class="kicker">CapiBench · cache replay</div><h1>{title}</h1>'
-        f'<p class="muted">{replayed.num_accesses:,} accesses to {replayed.num_keys:,} keys; '
-        f"working set {size_text(replayed.working_set_bytes, replayed)}. The numbers are in "
+        f'<p class="muted">{_what_was_replayed(replayed)}. {left_out}The numbers are in '
         f'replay.csv and replay.json.</p></header>\n<div class="figures">{figures}</div>\n'
         "</main>\n</body>\n</html>\n"
     )

@@ -26,7 +26,7 @@ from capibench.cache.replay.trace import KeyTrace, Whole, make_trace
 from capibench.cache.tiers.envelope import encode
 from capibench.cache.tiers.l1 import OVERHEAD_BYTES
 from capibench.errors import DataError
-from capibench.records import RequestStatus
+from capibench.records import Phase, RequestStatus
 
 Wanted = Literal["query_result", "embedding", "mix"]
 _TYPES = (CacheType.QUERY_RESULT, CacheType.EMBEDDING, CacheType.MODEL_OUTPUT)
@@ -78,7 +78,13 @@ def read_run(run_dir: Path, wanted: Wanted) -> KeyTrace:
         else np.tile([_lifetime_s(kind, ttl_s, run_dir) for kind in kinds], len(requests)),
         skips=np.tile(np.asarray([2, 0, 0]), len(requests)) if wanted == "mix" else None,
         left_out=left_out,
+        num_warmup=len(kinds) * _num_before_measuring(requests),
     )
+
+
+def _num_before_measuring(requests: pd.DataFrame) -> int:
+    """0 where nothing was measured: then all there is counts."""
+    return int(np.argmax(requests["phase"].to_numpy() == Phase.MEASURE.value))
 
 
 def _rows(run_dir: Path) -> pd.DataFrame:

@@ -50,6 +50,7 @@ class KeyTrace:
     ttls_s: Floats | None  # None: nothing goes stale
     skips: Whole | None  # as many accesses after this one do not happen when it hits; None: none
     left_out: str | None  # which accesses of the source are not in it, and why
+    num_warmup: int  # so many at its begin were a run's warm-up, and not counted there
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,6 +78,7 @@ def make_trace(
     ttls_s: Floats | None = None,
     skips: Whole | None = None,
     left_out: str | None = None,
+    num_warmup: int = 0,
 ) -> KeyTrace:
     """A trace of checked columns; equal names (as text) are one key."""
     ids, names = pd.factorize(np.asarray([str(key) for key in key_names], dtype=object))
@@ -94,6 +96,7 @@ def make_trace(
         ttls_s=ttls_s,
         skips=skips,
         left_out=left_out,
+        num_warmup=num_warmup,
     )
 
 
