@@ -307,6 +307,11 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     (run / "run.json").unlink()
     with pytest.raises(DataError, match=r"no run\.json"):
         read_run(run, "query_result")
+    pd.read_parquet(run / "records.parquet").drop(columns=["answer", "phase"]).to_parquet(
+        run / "records.parquet"
+    )
+    with pytest.raises(DataError, match="no columns phase, answer in its rows; expected those of"):
+        read_run(run, "query_result")
     (run / "records.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="its rows cannot be read"):
         read_run(run, "query_result")

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+import capibench
 from capibench.cache.keys import KEY_BYTES, CacheType
 from capibench.cache.replay.trace import KeyTrace, Whole, make_trace
 from capibench.cache.tiers.envelope import encode
@@ -31,6 +32,11 @@ from capibench.records import Phase, RequestStatus
 Wanted = Literal["query_result", "embedding", "mix"]
 _TYPES = (CacheType.QUERY_RESULT, CacheType.EMBEDDING, CacheType.MODEL_OUTPUT)
 _HIT = ("l1", "l2")
+_COLUMNS = (
+    "phase", "question_id", "status", "sent_s", "embed_s", "search_s", "prompt_s", "generate_s",
+    "served_by", "result_cache", "embedding_cache", "prompt_tokens", "output_tokens",
+    "max_new_tokens", "retrieved_ids", "answer",
+)  # fmt: skip
 
 
 def read_run(run_dir: Path, wanted: Wanted) -> KeyTrace:
@@ -40,6 +46,12 @@ def read_run(run_dir: Path, wanted: Wanted) -> KeyTrace:
         DataError: the folder holds no rows, or the run did not measure what is needed.
     """
     rows = _rows(run_dir)
+    missing = [name for name in _COLUMNS if name not in rows]
+    if missing:
+        raise DataError(
+            f"{run_dir}: no columns {', '.join(missing)} in its rows; expected those of a run of "
+            f"this version ({capibench.__version__})"
+        )
     document = _document(run_dir)
     answered = rows[rows["status"] == RequestStatus.OK.value].sort_values("sent_s", kind="stable")
     seconds = _seconds(answered)
