@@ -292,6 +292,40 @@ def test_a_record_changed_behind_our_back_is_a_counted_miss(tmp_path: Path) -> N
     store.close()
 
 
+@pytest.mark.parametrize("operation", ["get", "put", "delete"])
+def test_a_time_limit_that_strikes_while_the_store_works_is_the_callers(
+    tmp_path: Path, operation: str
+) -> None:
+    """A signal handler raises at any moment, and what it raises is no failure of the disk."""
+
+    class Interrupted:
+        def __init__(self, db: Any) -> None:
+            self._db = db
+
+        def __getattr__(self, name: str) -> Any:
+            if name == operation:
+                raise TimeoutError
+            return getattr(self._db, name)
+
+    store = L2(Lru(), 1 << 20, tmp_path)
+    entry = Entry(RESULT, 0.1, 9.0)
+    store.put(key(1), entry, encode("v"), 0.0)
+    db = store._store._db
+    store._store._db = Interrupted(db)  # type: ignore[assignment]
+    calls = {
+        "get": lambda: store.get(RESULT, key(1), 1.0),
+        "put": lambda: store.put(key(2), entry, encode("v"), 0.0),
+        "delete": lambda: store.remove(key(1)),
+    }
+    with pytest.raises(TimeoutError):
+        calls[operation]()
+    store._store._db = db
+    assert store.num_errors == 0
+    found = store.get(RESULT, key(1), 1.0)
+    assert (found is None) == (operation == "delete")
+    store.close()
+
+
 def test_a_folder_in_use_is_a_clear_error(tmp_path: Path) -> None:
     store = L2(Lru(), 1 << 20, tmp_path)
     with pytest.raises(ConfigError, match="used by another process"):

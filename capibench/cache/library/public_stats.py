@@ -11,7 +11,7 @@ def public_stats(stats: dict[str, Any]) -> dict[str, Any]:
 
     `overall.l1_hit_rate` and `l2_hit_rate` are shares of all requests and add up to
     `overall_hit_rate`; a tier's own `hit_rate` is of the requests that came to it. Times are of
-    the look-ups, decoding included; percentiles within 3.2 %.
+    the look-ups, decoding included; percentiles within 1.6 %.
     """
     counts, times = stats["overall"], stats["access_times"]
     tiers = stats["tiers"]

@@ -16,6 +16,7 @@ from rocksdict import (
     BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
+    DbClosedError,
     DBCompressionType,
     DBRecoveryMode,
     Options,
@@ -84,6 +85,8 @@ class RocksStore:
         try:
             stored: bytes | None = self._db.get(key)
         except Exception as error:
+            if not _is_stores(error):
+                raise
             if self._is_damage(error):
                 raise DamagedError(str(error)) from error
             self._count_error("read", error)
@@ -115,7 +118,9 @@ class RocksStore:
             return False
         try:
             self._db.put(key, stored)
-        except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
+        except Exception as error:
+            if not _is_stores(error):
+                raise
             self.is_damaged = self.is_damaged or self._is_damage(error)
             self._count_error("write", error)
             return False
@@ -139,7 +144,9 @@ class RocksStore:
                 return
         try:
             self._db.delete(key)
-        except Exception as error:  # noqa: BLE001  RocksDB raises bare Exception
+        except Exception as error:
+            if not _is_stores(error):
+                raise
             self.is_damaged = self.is_damaged or self._is_damage(error)
             self._count_error("delete", error)  # it takes room, and is not valid
 
@@ -320,6 +327,12 @@ class RocksStore:
         if self.first_error is None:
             self.first_error = f"{operation}: {error}"
             _LOG.warning("the SSD cache tier failed (%s); going on without it", self.first_error)
+
+
+def _is_stores(error: Exception) -> bool:
+    """RocksDB raises bare Exception. What else comes while it works is somebody's signal handler's,
+    such as a time limit, and goes on to who called."""
+    return type(error) in (Exception, DbClosedError)
 
 
 def _options() -> Options:
