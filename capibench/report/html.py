@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 import capibench
+from capibench.artifacts import home
 from capibench.measure.metrics import BY_NAME, METRICS
 from capibench.records import RunStatus
 from capibench.report import conditions
@@ -271,12 +272,14 @@ def _reproduce(study: Study) -> str:
         study.runs[0].document["cell"]["overrides"]
     )
     code = conditions.code_sentence(study)
+    folder = study.folder.resolve()
+    named = folder.name if folder.parent == (home() / "studies").resolve() else str(study.folder)
     return (
         "<h2>Again</h2>"
         f"<p>{escape(code)} Every run's folder holds its resolved configuration and versions "
         "(<code>run.json</code>) and one row per request (<code>records.parquet</code>); every "
         "number above is derived from them.</p>"
-        f"<pre><code>{escape(command.strip())}\ncapibench report {escape(study.folder.name)}"
+        f"<pre><code>{escape(command.strip())}\ncapibench report {escape(named)}"
         "\ncapibench ui</code></pre>"
     )
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import ctypes
 import fnmatch
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet, finalize
@@ -415,5 +416,13 @@ if hasattr(os, "register_at_fork"):
 def _continued_clock() -> Callable[[], float]:
     """Wall time now, advanced by the monotonic clock: what is on SSD ages between processes, and
     within one nothing ages backwards."""
-    offset_s = datetime.now(UTC).timestamp() - perf_counter()
-    return lambda: offset_s + perf_counter()
+    ticks_s = _ticks_through_sleep()
+    offset_s = datetime.now(UTC).timestamp() - ticks_s()
+    return lambda: offset_s + ticks_s()
+
+
+def _ticks_through_sleep() -> Callable[[], float]:
+    """A monotonic clock in seconds. On Linux one that goes on while the machine sleeps, so that
+    what is an hour old then is an hour old; elsewhere Python offers none."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.perf_counter if clock is None else partial(time.clock_gettime, clock)
